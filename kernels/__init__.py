@@ -1,0 +1,1 @@
+"""The attention engine: grids, schedules, plans, quantization and kernels. Knows no host and no trainer."""

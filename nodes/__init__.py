@@ -1,0 +1,1 @@
+"""The ComfyUI face of the pack: thin nodes and the model patch."""
