@@ -1,0 +1,45 @@
+"""Schedules by name.
+
+Every preset keeps all of time: at equal density windows over all frames lose far less than local ones (docs/decisions.md).
+Windows are shares of the axis, so a preset means the same density class at every resolution.
+"""
+
+from __future__ import annotations
+
+from .schedule import Schedule, ScheduleError
+
+_HEAD = "# fps-schedule v1, unit sigma\n# until   attention   granularity   window t h w\n"
+
+PRESETS: dict[str, str] = {
+    # For weights that were not trained for sparsity: dense while the layout forms, then about 40 % density.
+    "mild": _HEAD
+    + """\
+  0.92    dense
+  0.00    fp8         x1            all 60% 60%
+""",
+    # For jointly trained weights: about 20 % density.
+    "balanced": _HEAD
+    + """\
+  0.90    fp8         x2            all 45% 35%
+  0.60    fp8         x1            all 60% 45%
+  0.00    fp8         x2            all 45% 40%
+""",
+    # For jointly trained weights: about 10 % density.
+    "fast": _HEAD
+    + """\
+  0.90    fp8         x2            all 30% 25%
+  0.60    fp8         x1            all 40% 30%
+  0.00    fp8         x2            all 30% 30%
+""",
+    "dense": _HEAD
+    + """\
+  0.00    dense
+""",
+}
+
+
+def preset(name: str) -> Schedule:
+    """Return the schedule called ``name``; raises ScheduleError naming all presets if there is none."""
+    if name not in PRESETS:
+        raise ScheduleError(f"'{name}' is no preset; choose one of {', '.join(PRESETS)}.")
+    return Schedule.parse(PRESETS[name])
