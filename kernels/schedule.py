@@ -168,7 +168,9 @@ def _check_comment(comment: str, line: int) -> None:
             f"line {line}: this is a v{found.group(1)} schedule, this version reads v{VERSION}; update the node pack."
         )
     if found.group(2) != "sigma":
-        raise ScheduleError(f"line {line}: the unit is '{found.group(2)}', only 'sigma' is understood; convert the ends.")
+        raise ScheduleError(
+            f"line {line}: the unit is '{found.group(2)}', only 'sigma' is understood; convert the ends."
+        )
 
 
 def _parse_row(tokens: list[tuple[str, int]], line: int) -> Phase:
@@ -193,7 +195,10 @@ def _parse_row(tokens: list[tuple[str, int]], line: int) -> Phase:
             raise fail(2, f"'dense' takes no further columns, but '{words[2]}' follows; remove it.")
         return Phase(until, attention)
     if len(words) < 3:
-        raise fail(2, f"the granularity is missing; write {'-' if attention == 'bf16' else ', '.join(GRANULARITIES)}.")
+        raise fail(
+            2,
+            f"the granularity is missing; write {'-' if attention == 'bf16' else ', '.join(GRANULARITIES)}.",
+        )
     granularity = _granularity(attention, words[2], lambda message: fail(2, message))
     if len(words) < 4:
         raise fail(3, "the window is missing; write three extents t h w (tokens, a share such as 60%, or all).")
@@ -201,7 +206,10 @@ def _parse_row(tokens: list[tuple[str, int]], line: int) -> Phase:
         selector = _selector(words[3:], lambda message: fail(3, message))
         return Phase(until, attention, granularity, None, selector)
     if len(words) != 6:
-        raise fail(min(len(words), 6), f"a window has three extents t h w, got {len(words) - 3}; write for example 'all 20 60%'.")
+        raise fail(
+            min(len(words), 6),
+            f"a window has three extents t h w, got {len(words) - 3}; write for example 'all 20 60%'.",
+        )
     window = tuple(_extent(word, lambda message, i=i: fail(i, message)) for i, word in enumerate(words[3:], 3))
     return Phase(until, attention, granularity, window)
 
@@ -219,7 +227,9 @@ def _granularity(attention: str, word: str | None, fail) -> str | None:
 def _selector(words: list[str], fail) -> str:
     if words[0] not in SELECTORS:
         known = f", or one of {', '.join(sorted(SELECTORS))}" if SELECTORS else ""
-        raise fail(f"'{words[0]}' is no window; write three extents t h w (tokens, a share such as 60%, or all){known}.")
+        raise fail(
+            f"'{words[0]}' is no window; write three extents t h w (tokens, a share such as 60%, or all){known}."
+        )
     return " ".join(words)
 
 
@@ -258,7 +268,7 @@ def _parse_json(text: str) -> Schedule:
     else:
         rows = data
     if not isinstance(rows, list):
-        raise ScheduleError("the JSON has no list 'phases'; write {\"phases\": [{\"until\": 0, \"attention\": \"dense\"}]}.")
+        raise ScheduleError('the JSON has no list \'phases\'; write {"phases": [{"until": 0, "attention": "dense"}]}.')
     phases = tuple(_parse_json_row(row, number) for number, row in enumerate(rows, 1))
     return Schedule(phases)
 
@@ -290,5 +300,5 @@ def _parse_json_row(row: object, number: int) -> Phase:
         return Phase(float(until), attention, granularity, None, _selector(words, fail))
     window = row.get("window")
     if not isinstance(window, list) or len(window) != 3:
-        raise fail(f"'window' is {window!r}; write three extents such as [\"all\", 20, \"60%\"].")
+        raise fail(f'\'window\' is {window!r}; write three extents such as ["all", 20, "60%"].')
     return Phase(float(until), attention, granularity, tuple(_extent(e, fail) for e in window))

@@ -1,0 +1,37 @@
+"""FP8 block-sparse attention over 3D tiles: one op, several backends, one plain-torch reference."""
+
+from __future__ import annotations
+
+import torch
+
+from ..plan import AttentionPlan
+from . import op
+from .dispatch import BACKENDS, BackendError, backends, resolve_backend
+
+__all__ = ["BACKENDS", "BackendError", "backends", "fps_attention", "resolve_backend"]
+
+
+def fps_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan, *, backend: str = "auto"
+) -> torch.Tensor:
+    """Return attention of ``q, k, v (B, S, H, D)`` by ``plan``, with q's shape and dtype.
+
+    q and k are taken after RoPE; D is 64 or 128; S must be the plan's token count. Differentiable. ``auto`` takes the
+    best backend that can run (``resolve_backend`` says which and why), a named one raises BackendError if it cannot.
+    """
+    if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
+        raise ValueError(f"q, k and v must share one shape (B, S, H, D), got {shapes}.")
+    if q.shape[1] != plan.grid.tokens:
+        raise ValueError(f"q has {q.shape[1]} tokens, the plan's grid {plan.grid} has {plan.grid.tokens}; plan again.")
+    name, _ = resolve_backend(backend, q.device, q.dtype, q.shape[-1], plan.attention)
+    lists, layout = plan.lists_for(q, k), plan.layout
+    if lists.pattern_of_head.shape[1] != q.shape[2]:
+        raise ValueError(f"q has {q.shape[2]} heads, the plan {lists.pattern_of_head.shape[1]}; plan again.")
+    granularity = plan.granularity if plan.attention == "fp8" else ""
+    out, _, _ = op.attention_forward(
+        q, k, v, layout.index, layout.live, layout.cube,
+        lists.ids, lists.count, lists.pattern_of_head, lists.key_ids, lists.key_count,
+        layout.cubes, granularity, plan.smooth_k, name,
+    )  # fmt: skip
+    return out

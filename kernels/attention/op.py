@@ -1,0 +1,92 @@
+"""The attention op: two ``torch.library`` custom ops (forward, backward) with fakes and an autograd formula.
+
+They take tensors and scalars only, so ``torch.compile``, activation checkpointing and sharding see opaque ops.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from . import reference
+from .dispatch import run_forward
+
+
+def _spec(index, live, cube, cubes, ids, count, pattern_of_head, granularity, smooth_k) -> reference.Spec:
+    return reference.Spec(index, live, cube, cubes, ids, count, pattern_of_head, granularity or None, smooth_k)
+
+
+@torch.library.custom_op("fpsattention::forward", mutates_args=())
+def attention_forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    index: torch.Tensor,
+    live: torch.Tensor,
+    cube: torch.Tensor,
+    ids: torch.Tensor,
+    count: torch.Tensor,
+    pattern_of_head: torch.Tensor,
+    key_ids: torch.Tensor,
+    key_count: torch.Tensor,
+    cubes: int,
+    granularity: str,
+    smooth_k: bool,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return ``(out (B,S,H,D), lse (B,H,S), rowmax (B,H,S))``; the last two float32 in log2 units."""
+    spec = _spec(index, live, cube, cubes, ids, count, pattern_of_head, granularity, smooth_k)
+    return run_forward(backend, q, k, v, spec)
+
+
+@attention_forward.register_fake
+def _(q, k, v, *args):
+    batch, tokens, heads, _ = q.shape
+    stats = q.new_empty((batch, heads, tokens), dtype=torch.float32)
+    return torch.empty_like(q, memory_format=torch.contiguous_format), stats, torch.empty_like(stats)
+
+
+@torch.library.custom_op("fpsattention::backward", mutates_args=())
+def attention_backward(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    rowmax: torch.Tensor,
+    index: torch.Tensor,
+    live: torch.Tensor,
+    cube: torch.Tensor,
+    ids: torch.Tensor,
+    count: torch.Tensor,
+    pattern_of_head: torch.Tensor,
+    key_ids: torch.Tensor,
+    key_count: torch.Tensor,
+    cubes: int,
+    granularity: str,
+    smooth_k: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return ``(dq, dk, dv)``, the straight-through gradient that matches the forward."""
+    spec = _spec(index, live, cube, cubes, ids, count, pattern_of_head, granularity, smooth_k)
+    return reference.backward(grad, q, k, v, out, lse, rowmax, spec)
+
+
+@attention_backward.register_fake
+def _(grad, q, k, v, *args):
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+
+
+def _save(ctx, inputs, output):
+    q, k, v, *tensors = inputs[:11]
+    ctx.save_for_backward(q, k, v, *output, *tensors)
+    ctx.scalars = inputs[11:14]
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _backward(ctx, grad, _lse, _rowmax):
+    q, k, v, out, lse, rowmax, *tensors = ctx.saved_tensors
+    grads = attention_backward(grad, q, k, v, out, lse, rowmax, *tensors, *ctx.scalars)
+    return (*grads, *([None] * 12))
+
+
+attention_forward.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,220 @@
+"""Plans: a schedule on a grid, compiled to what kernels consume.
+
+``Plans.at(sigma, layer)`` gives the plan of one attention call. Static plans are cached per (grid, phase, layer,
+device) and built outside compiled regions: a call only looks one up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from .grid import TokenGrid, Tiling, choose_tiling, run_tiling
+from .patterns import block_lists, density
+from .schedule import Phase, Schedule
+from .selectors import Selector, build_selector
+
+FULL_RUN_SLOTS = 128
+
+
+@dataclass(frozen=True, eq=False)
+class BlockLists:
+    """Which key tiles every query tile sees, on the device.
+
+    ``ids`` int32 ``(P, nQ, longest)`` ascending, ``count`` int32 ``(P, nQ)`` (0 is legal: the output is zero),
+    ``pattern_of_head`` int32 ``(1 or B, H)``; ``key_ids``, ``key_count`` are the transposed lists (which query tiles
+    see a key tile), for the backward.
+    """
+
+    ids: torch.Tensor
+    count: torch.Tensor
+    pattern_of_head: torch.Tensor
+    key_ids: torch.Tensor
+    key_count: torch.Tensor
+
+    @staticmethod
+    def from_masks(masks: np.ndarray, pattern_of_head: np.ndarray, device: torch.device | str) -> BlockLists:
+        """Return the lists of boolean ``masks (P, nQ, nK)`` with ``pattern_of_head (1 or B, H)``."""
+        arrays = (*block_lists(masks), pattern_of_head, *block_lists(masks.transpose(0, 2, 1)))
+        return BlockLists(*(torch.from_numpy(np.ascontiguousarray(a, dtype=np.int32)).to(device) for a in arrays))
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """A tiling's device tensors: ``index`` int64 ``(tiles, width)`` (token of each slot, -1 dead, live rows first),
+    ``live`` int32 ``(tiles,)``, ``cube`` int64 ``(tiles,)`` (tiles that share a scale), ``cubes`` their number."""
+
+    index: torch.Tensor
+    live: torch.Tensor
+    cube: torch.Tensor
+    cubes: int
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionPlan:
+    """Everything about one attention call except q, k and v.
+
+    ``lists`` are ready for a static selector; with an online ``selector`` they are None and made in every call.
+    """
+
+    grid: TokenGrid
+    tiling: Tiling
+    attention: str
+    granularity: str | None
+    smooth_k: bool
+    phase: int
+    density: float | None
+    layout: Layout
+    lists: BlockLists | None
+    selector: Selector | None = None
+
+    def lists_for(self, q: torch.Tensor, k: torch.Tensor) -> BlockLists:
+        """Return the lists of a call with these q, k ``(B, S, H, D)``."""
+        return self.lists if self.lists is not None else self.selector.select(q, k, self)
+
+
+@dataclass(frozen=True)
+class Plans:
+    """The plans of a schedule on one grid: cheap to make, cached underneath.
+
+    ``slots`` and ``tile`` are what the model was trained with (``tile`` may be replaced by a better fitting one, see
+    ``choose_tiling``); ``smooth_k`` subtracts K's token mean before quantization.
+    """
+
+    schedule: Schedule
+    grid: TokenGrid
+    heads: int
+    slots: int = 64
+    tile: tuple[int, int, int] | None = None
+    smooth_k: bool = True
+
+    def at(self, sigma: float, layer: int = 0, device: torch.device | str = "cpu") -> AttentionPlan | None:
+        """Return the plan for ``sigma`` and ``layer``, or None where the host's own dense attention runs."""
+        index, phase = self.schedule.at(sigma)
+        if phase.attention == "dense":
+            return None
+        key_layer = layer if _selector(phase).per_layer else 0
+        return _build(self, index, phase, key_layer, torch.device(device))
+
+    def tiling(self, sigma: float) -> Tiling:
+        """Return the tiling that ``sigma`` uses: 3D tiles, or plain runs where every token sees every token."""
+        return _tiling(self.grid, self.schedule.at(sigma)[1], self.slots, self.tile)
+
+    def density(self, sigma: float, layer: int = 0) -> float | None:
+        """Return the exact share of (query, key) pairs computed at ``sigma``; 1.0 when dense, None if decided online."""
+        _, phase = self.schedule.at(sigma)
+        if phase.is_full:
+            return 1.0
+        return _density(self.grid, phase, self.slots, self.tile, self.heads, layer)
+
+    def describe(self, sigma: float) -> dict:
+        """Return what ``sigma`` runs: phase, until, attention, granularity, window, tile, tiles, density."""
+        index, phase = self.schedule.at(sigma)
+        tiling = self.tiling(sigma)
+        extents = phase.window or (None, None, None)
+        return {
+            "phase": index,
+            "until": phase.until,
+            "attention": phase.attention,
+            "granularity": phase.granularity,
+            "window": phase.selector or " ".join("all" if e is None else str(e) for e in extents),
+            "tile": tiling.tile,
+            "tiles": tiling.count,
+            "density": self.density(sigma),
+        }
+
+
+@lru_cache(maxsize=64)
+def plans_for(
+    schedule: Schedule,
+    grid: TokenGrid,
+    heads: int,
+    *,
+    slots: int = 64,
+    tile: tuple[int, int, int] | None = None,
+    smooth_k: bool = True,
+) -> Plans:
+    """Return the (cached) plans of ``schedule`` on ``grid``."""
+    return Plans(schedule, grid, heads, slots, tile, smooth_k)
+
+
+def step_densities(
+    schedule: Schedule,
+    grid: TokenGrid,
+    sigmas: list[float],
+    *,
+    slots: int = 64,
+    tile: tuple[int, int, int] | None = None,
+) -> list[float]:
+    """Return the exact density of every step of a run whose steps start at ``sigmas`` (without the final zero)."""
+    plans = plans_for(schedule, grid, 1, slots=slots, tile=tile)
+    return [plans.density(float(sigma)) for sigma in sigmas]
+
+
+def attention_work(schedule: Schedule, grid: TokenGrid, sigmas: list[float], **tiles) -> float:
+    """Return the self-attention work of a run relative to a dense one (1.0): the mean density of its steps."""
+    return float(np.mean(step_densities(schedule, grid, sigmas, **tiles)))
+
+
+def _tiling(grid: TokenGrid, phase: Phase, slots: int, tile: tuple[int, int, int] | None) -> Tiling:
+    return run_tiling(grid, FULL_RUN_SLOTS) if phase.is_full else choose_tiling(grid, slots, tile)
+
+
+@lru_cache(maxsize=64)
+def _selector(phase: Phase) -> Selector:
+    return build_selector(phase)
+
+
+def _masks(phase: Phase, tiling: Tiling, heads: int, layer: int) -> tuple[np.ndarray, np.ndarray]:
+    patterns, pattern_of_head = _selector(phase).patterns(tiling, heads, layer)
+    return np.stack([pattern.mask(tiling) for pattern in patterns]), pattern_of_head
+
+
+@lru_cache(maxsize=256)
+def _density(grid: TokenGrid, phase: Phase, slots: int, tile: tuple | None, heads: int, layer: int) -> float | None:
+    if _selector(phase).online:
+        return None
+    tiling = _tiling(grid, phase, slots, tile)
+    masks, pattern_of_head = _masks(phase, tiling, heads, layer)
+    per_pattern = np.array([density(mask, tiling.live) for mask in masks])
+    return float(per_pattern[pattern_of_head].mean())
+
+
+# Bounded: a list set for 75,600 tokens is some megabytes, and a model whose layers differ holds one per layer.
+@lru_cache(maxsize=128)
+def _build(plans: Plans, index: int, phase: Phase, layer: int, device: torch.device) -> AttentionPlan:
+    tiling = _tiling(plans.grid, phase, plans.slots, plans.tile)
+    selector = _selector(phase)
+    lists = None
+    if not selector.online:
+        masks, pattern_of_head = _masks(phase, tiling, plans.heads, layer)
+        lists = BlockLists.from_masks(masks, pattern_of_head, device)
+    cube_size = int(phase.granularity[1:]) if (phase.granularity or "").startswith("x") else 1
+    cubes = tiling.cubes(cube_size)
+    layout = Layout(
+        index=torch.from_numpy(tiling.index).to(device),
+        live=torch.from_numpy(tiling.live.astype(np.int32)).to(device),
+        cube=torch.from_numpy(cubes).to(device),
+        cubes=int(cubes.max()) + 1,
+    )
+    return AttentionPlan(
+        grid=plans.grid,
+        tiling=tiling,
+        attention=phase.attention,
+        granularity=phase.granularity,
+        smooth_k=plans.smooth_k,
+        phase=index,
+        density=plans.density(phase.until, layer),
+        layout=layout,
+        lists=lists,
+        selector=selector if selector.online else None,
+    )
+
+
+def clear_plans() -> None:
+    """Drop every cached plan and its device memory."""
+    _build.cache_clear()
+    plans_for.cache_clear()

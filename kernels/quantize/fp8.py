@@ -1,0 +1,90 @@
+"""FP8 e4m3 quantization of Q, K and V in tile order.
+
+Scales are ``abs-max / 448`` in float32 over live tokens, ``x ~ q * scale`` (FPSAttention equations 1 and 4 write the
+scale on opposite sides; this is the consistent reading). Q and K share a scale per token, or per cube of N x N x N
+tiles (granularity xN); V has one per channel over the whole sequence. K may be smoothed first: its mean over tokens
+shifts every score of a row equally, so softmax does not see it, and the rest needs less range.
+"""
+
+from __future__ import annotations
+
+import torch
+
+E4M3_MAX = 448.0
+_SPLIT = 2.0**20 + 1.0
+_SUBNORMAL = 1.5 * 2.0**14
+_SMALLEST_NORMAL = 2.0**-6
+
+
+def round_e4m3_(x: torch.Tensor) -> torch.Tensor:
+    """Round float32 ``x`` with magnitudes up to 448 to e4m3 values in place and return it.
+
+    Same values as ``x.to(torch.float8_e4m3fn).float()``, to nearest even, subnormals and NaN included, but in float32
+    arithmetic: torch's CPU conversion back from FP8 costs about four times as much.
+    """
+    if x.device.type != "cpu":
+        return x.copy_(x.to(torch.float8_e4m3fn))
+    # Veltkamp's split keeps the upper 4 of 24 significand bits; adding and subtracting 1.5 * 2^14 keeps multiples of
+    # 2^-9, the spacing of subnormals.
+    upper = x * _SPLIT
+    upper -= upper - x
+    small = x.abs() < _SMALLEST_NORMAL
+    lower = (x + _SUBNORMAL).sub_(_SUBNORMAL)
+    return torch.where(small, lower, upper, out=x)
+
+
+def to_tiles(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Return float32 ``(B, H, tiles, width, D)`` of ``x (B, S, H, D)`` by ``index (tiles, width)``; dead rows are 0."""
+    tiles, width = index.shape
+    batch, _, heads, dim = x.shape
+    picked = x.permute(0, 2, 1, 3).index_select(2, index.clamp_min(0).reshape(-1)).float()
+    picked = picked.reshape(batch, heads, tiles, width, dim)
+    dead = index < 0
+    if bool(dead.any()):
+        picked.masked_fill_(dead[None, None, :, :, None], 0.0)
+    return picked
+
+
+def token_mean(k: torch.Tensor) -> torch.Tensor:
+    """Return K's mean over tokens, float32 ``(B, H, 1, 1, D)``, of ``k (B, S, H, D)``."""
+    return k.mean(1, dtype=torch.float32)[:, :, None, None, :]
+
+
+def group_scales(x: torch.Tensor, granularity: str, cube: torch.Tensor, cubes: int) -> torch.Tensor:
+    """Return Q's or K's scales for ``x (B, H, tiles, width, D)``: ``(B, H, tiles, width, 1)`` for 'token', else
+    ``(B, H, tiles, 1, 1)``, equal within a cube. All-zero groups get scale 1."""
+    if granularity == "token":
+        amax = torch.linalg.vector_norm(x, ord=float("inf"), dim=-1, keepdim=True)
+    else:
+        per_tile = torch.linalg.vector_norm(x, ord=float("inf"), dim=(-2, -1))
+        shape = (*per_tile.shape[:2], cubes)
+        target = cube.expand_as(per_tile)
+        per_cube = per_tile.new_zeros(shape).scatter_reduce(2, target, per_tile, "amax")
+        amax = per_cube.gather(2, target)[..., None, None]
+    return _scale(amax)
+
+
+def channel_scales(v: torch.Tensor) -> torch.Tensor:
+    """Return V's scales ``(B, H, 1, 1, D)`` for ``v (B, H, tiles, width, D)``, over all tokens."""
+    return _scale(torch.linalg.vector_norm(v, ord=float("inf"), dim=(2, 3), keepdim=True))
+
+
+def _scale(amax: torch.Tensor) -> torch.Tensor:
+    scale = amax / E4M3_MAX
+    # Zero, or NaN from a broken tile: scale 1 keeps the NaN where it is instead of spreading it over the group.
+    return torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+def fake_quantize_(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Replace ``x (B, H, ...)`` by ``e4m3(x / scale) * scale`` and return it."""
+    x /= scale
+    # The quotient of the maximum itself may round to just above 448.
+    x.clamp_(-E4M3_MAX, E4M3_MAX)
+    for part in x.flatten(0, 1):
+        round_e4m3_(part)
+    return x.mul_(scale)
+
+
+def true_quantize(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return ``e4m3(x / scale)`` as ``torch.float8_e4m3fn``; ``fake_quantize_`` holds the same values times scale."""
+    return (x / scale).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
