@@ -77,8 +77,8 @@ def forward_bf16(
 
     q, k, v: ``(B, S, H, D)``, any strides. ``out`` is contiguous, of q's shape and dtype. With ``return_lse``, ``lse``
     (log2 of the row's sum) and ``rowmax`` (its maximum score in log2 units, rounded up) are float32 ``(B, H, S)``,
-    both -inf for a query whose list is empty; else None. Raises ValueError for a dtype or head dimension that the
-    kernel does not take, or tiles above 16 rows whose list tensors do not fit.
+    both -inf for a query whose list is empty; else None. Tiles are computed on the next power of two of the index'
+    width. Raises ValueError for a dtype or a head dimension that the kernel does not take.
     """
     if q.dtype not in BF16_DTYPES or not q.dtype == k.dtype == v.dtype:
         raise ValueError(

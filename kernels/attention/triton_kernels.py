@@ -145,7 +145,8 @@ def sparse_attention_forward(
 
     # An empty list (or one of dead tiles only) leaves the sum at 0: the output is 0, the LSE -inf.
     empty = row_sum == 0.0
-    out = acc / tl.where(empty, 1.0, row_sum)[:, None]
+    row_sum = tl.where(empty, 1.0, row_sum)
+    out = acc / row_sum[:, None]
     if FP8:
         out = out * tl.load(v_scale_ptr + batch_head * D + channels)[None, :]
     out_rows = (batch * tokens + q_tokens) * heads + head

@@ -1,0 +1,233 @@
+"""The Triton forward in the interpreter, against float64 attention under a mask. Run by test_interpreted.py.
+
+Tolerances, relative L2 unless said, with what these scenes gave:
+* BF16 against exact attention on the same inputs, 4e-3 (2.4e-3): weights and outputs are rounded to 8 bits.
+* FP8 against its own rule in float64, 1e-4 (5e-8; 4e-5 on peaked rows): the same rounded inputs and weights, so only
+  float32 sums differ, and weights below 2**-14 of the largest, which may be rounded under an earlier maximum.
+* FP8 against exact attention on the dequantized inputs, 0.03 (0.026): the weights' rounding to e4m3.
+* FP8 against exact attention on the original inputs, 0.06 (0.053): all rounding, on N(0, 1). Its LSE, root mean square
+  in log2 units, 0.03 (0.021); the largest single one depends on how few keys a row sees.
+"""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import interpreter
+import pytest
+import scene
+import torch
+
+interpreter.correct()
+
+from fpsattention.kernels.attention.triton_forward import forward_bf16, forward_fp8  # noqa: E402
+
+BF16_TOLERANCE = 4e-3
+FP8_RULE_TOLERANCE = 1e-4
+FP8_WEIGHTS_TOLERANCE = 0.03
+FP8_TOLERANCE, FP8_LSE_TOLERANCE = 0.06, 0.03
+
+
+def run_bf16(q, k, v, lay, lists):
+    return forward_bf16(q, k, v, lay, lists, scale=q.shape[-1] ** -0.5, return_lse=True)
+
+
+def run_fp8(x, lay, lists, out_dtype=torch.float32):
+    scales = (x.q_scale, x.k_scale, x.v_scale)
+    scale = x.q.shape[-1] ** -0.5
+    return forward_fp8(x.q, x.k, x.v, *scales, lay, lists, tokens=lay.tokens, scale=scale, out_dtype=out_dtype)
+
+
+def case(name: str) -> SimpleNamespace:
+    """Return one scene: layout, lists, shape."""
+    if name == "two patterns, uniform tiles":
+        live, slots, batch, heads, dim = [60] * 5, 64, 1, 2, 128
+        lists = scene.lists([scene.band(5, 1), scene.full(5)], [[0, 1]])
+    elif name == "ragged, patterns per batch":
+        live, slots, batch, heads, dim = [64, 1, 30, 17], 64, 2, 2, 128
+        lists = scene.lists([scene.band(4, 1), scene.full(4), [[3], [], [0, 2], [1]]], [[0, 1], [2, 0]])
+    elif name == "prefix and suffix tiles":
+        # Tile 0 and the last one see all and are seen by all; the others see a neighbor.
+        live, slots, batch, heads, dim = [5, 48, 48, 48, 13], 64, 1, 1, 64
+        rows = [[0, 1, 2, 3, 4], [0, 1, 2, 4], [0, 2, 3, 4], [0, 2, 3, 4], [0, 1, 2, 3, 4]]
+        lists = scene.lists([rows], [[0]])
+    elif name == "128 slots":
+        live, slots, batch, heads, dim = [120, 128, 67, 120], 128, 1, 1, 128
+        lists = scene.lists([scene.band(4, 1)], [[0]])
+    elif name == "32 slots":
+        live, slots, batch, heads, dim = [30, 32, 7, 24, 30], 32, 1, 2, 64
+        lists = scene.lists([scene.band(5, 1)], [[0, 0]])
+    lay = scene.layout(live, max(live))
+    q, k, v = scene.tensors(batch, lay.tokens, heads, dim)
+    return SimpleNamespace(lay=lay, lists=lists, q=q, k=k, v=v, slots=slots, scale=dim**-0.5)
+
+
+CASES = [
+    "two patterns, uniform tiles",
+    "ragged, patterns per batch",
+    "prefix and suffix tiles",
+    "128 slots",
+    "32 slots",
+]
+
+
+def visible(c):
+    return scene.masks(c.lay, c.lists, c.q.shape[0], c.q.shape[2])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bf16_is_masked_attention(name):
+    c = case(name)
+    out, lse, rowmax = run_bf16(c.q, c.k, c.v, c.lay, c.lists)
+    expected, expected_lse = scene.attention(c.q, c.k, c.v, visible(c), c.scale)
+    assert out.shape == c.q.shape and out.dtype == c.q.dtype and out.is_contiguous()
+    assert scene.error(out, expected) < BF16_TOLERANCE
+    assert torch.allclose(lse.double(), expected_lse, atol=1e-4)
+    seen = torch.isfinite(expected_lse)
+    assert torch.equal(rowmax[seen], rowmax[seen].ceil()) and torch.equal(torch.isfinite(rowmax), seen)
+
+
+@pytest.mark.parametrize("per_token", [True, False], ids=["token scales", "tile scales"])
+@pytest.mark.parametrize("name", CASES)
+def test_fp8_follows_its_rule(name, per_token):
+    c = case(name)
+    x = scene.quantize(c.lay, c.q, c.k, c.v, c.slots, per_token)
+    out, lse, rowmax = run_fp8(x, c.lay, c.lists)
+    mask = visible(c)
+    expected = scene.quantized_attention(x.q_back, x.k_back, x.v_back, mask, c.scale)
+    assert scene.error(out, expected[0]) < FP8_RULE_TOLERANCE
+    assert torch.allclose(lse.double(), expected[1], atol=1e-4)
+    # A maximum within float32 rounding of an integer may be rounded up to the next one: none in these scenes.
+    assert torch.equal(rowmax.double(), expected[2])
+    dequantized, _ = scene.attention(x.q_back, x.k_back, x.v_back, mask, c.scale)
+    assert scene.error(out, dequantized) < FP8_WEIGHTS_TOLERANCE
+    exact, exact_lse = scene.attention(c.q, c.k, c.v, mask, c.scale)
+    assert scene.error(out, exact) < FP8_TOLERANCE
+    seen = torch.isfinite(exact_lse)
+    assert (lse[seen] - exact_lse[seen]).square().mean().sqrt() < FP8_LSE_TOLERANCE
+
+
+def test_outputs_follow_the_asked_type_and_statistics_are_optional():
+    c = case("32 slots")
+    out, lse, rowmax = forward_bf16(c.q.half(), c.k.half(), c.v.half(), c.lay, c.lists, scale=c.scale)
+    expected, _ = scene.attention(c.q, c.k, c.v, visible(c), c.scale)
+    assert out.dtype == torch.float16 and lse is None and rowmax is None
+    assert scene.error(out, expected) < BF16_TOLERANCE
+    x = scene.quantize(c.lay, c.q, c.k, c.v, c.slots, True)
+    single, _, _ = run_fp8(x, c.lay, c.lists)
+    rounded, _, _ = run_fp8(x, c.lay, c.lists, torch.bfloat16)
+    assert torch.equal(rounded, single.bfloat16())
+
+
+def test_16_slots_in_bf16():
+    lay = scene.layout([12, 9, 12, 12], 12)
+    lists = scene.lists([scene.band(4, 1)], [[0]])
+    q, k, v = scene.tensors(1, lay.tokens, 1, 64)
+    expected, _ = scene.attention(q, k, v, scene.masks(lay, lists, 1, 1), 0.125)
+    assert scene.error(run_bf16(q, k, v, lay, lists)[0], expected) < BF16_TOLERANCE
+
+
+def test_strided_inputs_and_wide_indices_give_the_same_bits():
+    c = case("ragged, patterns per batch")
+    expected = run_bf16(c.q, c.k, c.v, c.lay, c.lists)
+    heads_first = c.q.transpose(1, 2).contiguous().transpose(1, 2)
+    packed = torch.stack((c.k, c.v), dim=2).flatten(2, 3)  # (B, S, 2H, D)
+    k, v = packed.chunk(2, dim=2)
+    channels_apart = torch.stack((v, v), dim=-1)[..., 0]
+    c.lay.index = c.lay.index.long()
+    for value in (v, channels_apart):
+        actual = run_bf16(heads_first, k, value, c.lay, c.lists)
+        assert all(torch.equal(a, e) for a, e in zip(actual, expected))
+
+
+def test_an_empty_list_gives_zeros_and_minus_infinity():
+    c = case("ragged, patterns per batch")
+    rows = c.lay.index[1, : c.lay.live[1]].long()  # tile 1 sees nothing under pattern 2: batch 1, head 0
+    x = scene.quantize(c.lay, c.q, c.k, c.v, c.slots, False)
+    for out, lse, rowmax in (run_bf16(c.q, c.k, c.v, c.lay, c.lists), run_fp8(x, c.lay, c.lists)):
+        assert (out[1, rows, 0] == 0).all()
+        assert (lse[1, 0, rows] == -math.inf).all() and (rowmax[1, 0, rows] == -math.inf).all()
+        assert torch.isfinite(out).all()
+
+
+def test_a_nan_stays_in_the_rows_that_see_it():
+    c = case("two patterns, uniform tiles")
+    token = int(c.lay.index[4, 3])
+    touched = visible(c)[..., token].transpose(1, 2)  # (B, S, H)
+    x = scene.quantize(c.lay, c.q, c.k, c.v, c.slots, True)
+    for name in ("k", "v"):
+        clean = run_bf16(c.q, c.k, c.v, c.lay, c.lists)[0]
+        poisoned = {n: getattr(c, n).clone() for n in "qkv"}
+        poisoned[name][:, token] = math.nan
+        out = run_bf16(**poisoned, lay=c.lay, lists=c.lists)[0]
+        assert out[touched].isnan().all() and torch.equal(out[~touched], clean[~touched])
+
+        clean = run_fp8(x, c.lay, c.lists)[0]
+        bad = SimpleNamespace(**vars(x))
+        codes = getattr(x, name).clone()
+        row = 4 * c.slots + 3
+        codes.view(torch.uint8)[(slice(None), slice(None), row) if name == "k" else (..., row)] = 0x7F
+        setattr(bad, name, codes)
+        out = run_fp8(bad, c.lay, c.lists)[0]
+        assert out[touched].isnan().all() and torch.equal(out[~touched], clean[~touched])
+
+
+def test_large_scores_stay_finite_and_right():
+    c = case("two patterns, uniform tiles")
+    q = c.q * 40  # scores spread over far more than 200 in log2
+    expected, _ = scene.attention(q, c.k, c.v, visible(c), c.scale)
+    assert scene.error(run_bf16(q, c.k, c.v, c.lay, c.lists)[0], expected) < BF16_TOLERANCE
+    x = scene.quantize(c.lay, q, c.k, c.v, c.slots, True)
+    out, lse, _ = run_fp8(x, c.lay, c.lists)
+    expected, _, rowmax = scene.quantized_attention(x.q_back, x.k_back, x.v_back, visible(c), c.scale)
+    assert rowmax.max() > 200 and torch.isfinite(lse).all()
+    assert scene.error(out, expected) < FP8_RULE_TOLERANCE
+
+
+def test_the_order_of_a_list_does_not_matter():
+    c = case("two patterns, uniform tiles")
+    x = scene.quantize(c.lay, c.q * 4, c.k, c.v, c.slots, True)
+    backwards = scene.lists([[row[::-1] for row in pattern] for pattern in c.lists.patterns], [[0, 1]])
+    forth, back = run_fp8(x, c.lay, c.lists)[0], run_fp8(x, c.lay, backwards)[0]
+    assert scene.error(back, forth) < FP8_RULE_TOLERANCE
+
+
+def test_dead_slots_weigh_nothing():
+    c = case("ragged, patterns per batch")
+    x = scene.quantize(c.lay, c.q, c.k, c.v, c.slots, True)
+    clean = run_fp8(x, c.lay, c.lists)
+    dead = torch.arange(c.slots)[None, :] >= c.lay.live[:, None]
+    for name, scale in (("q", x.q_scale), ("k", x.k_scale)):
+        getattr(x, name).view(torch.uint8)[:, :, dead.flatten()] = 0x7E  # 448
+        scale[:, :, dead.flatten()] = 1e4
+    assert all(torch.equal(a, b) for a, b in zip(run_fp8(x, c.lay, c.lists), clean))
+
+
+@pytest.mark.parametrize("change", ["one tile removed", "shifted by one"])
+def test_the_tolerance_notices_a_wrong_list(change):
+    c = case("two patterns, uniform tiles")
+    rows = [list(row) for row in c.lists.patterns[0]]
+    if change == "one tile removed":
+        rows[2].pop()
+    else:
+        rows = rows[1:] + rows[:1]
+    wrong = scene.lists([rows, c.lists.patterns[1]], [[0, 1]])
+    expected, _ = scene.attention(c.q, c.k, c.v, visible(c), c.scale)
+    assert scene.error(run_bf16(c.q, c.k, c.v, c.lay, wrong)[0], expected) > 10 * BF16_TOLERANCE
+
+
+def test_wrong_inputs_are_one_sentence():
+    c = case("32 slots")
+    x = scene.quantize(c.lay, c.q, c.k, c.v, c.slots, True)
+    with pytest.raises(ValueError, match=r"takes bfloat16 or float16 tensors of one dtype, got torch.float32"):
+        run_bf16(c.q.float(), c.k.float(), c.v.float(), c.lay, c.lists)
+    with pytest.raises(ValueError, match="head dimension 64 or 128, got 32"):
+        run_bf16(c.q[..., :32], c.k[..., :32], c.v[..., :32], c.lay, c.lists)
+    for name, value, match in (
+        ("q", x.q.float(), "takes float8_e4m3fn tensors, got torch.float32 for q"),
+        ("v", x.v.transpose(2, 3), r"v \(B, H, D, tiles\*slots\)"),
+        ("k_scale", x.k_scale[..., :3], "scales of one shape"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            run_fp8(SimpleNamespace(**{**vars(x), name: value}), c.lay, c.lists)

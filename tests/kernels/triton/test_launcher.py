@@ -1,0 +1,54 @@
+"""What the launcher answers before any kernel runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fpsattention.kernels.attention import triton_forward
+
+ROOT = Path(__file__).resolve().parents[3]
+has_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+def test_fp8_needs_8_9():
+    assert [triton_forward.fp8_supported(c) for c in ((8, 9), (9, 0), (10, 0), (12, 0))] == [None] * 4
+    for capability in ((8, 0), (8, 6), (7, 5)):
+        assert "8.9 or newer, this GPU has {}.{}".format(*capability) in triton_forward.fp8_supported(capability)
+
+
+def test_a_missing_triton_is_a_reason(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert triton_forward.available() == "triton is not installed"
+
+
+@has_triton
+def test_a_broken_triton_is_a_reason(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    package = triton_forward.__package__
+    monkeypatch.delattr(sys.modules[package], "triton_kernels", raising=False)
+    monkeypatch.setitem(sys.modules, f"{package}.triton_kernels", None)  # importing it raises
+    assert "triton cannot be imported" in triton_forward.available()
+
+
+@has_triton
+def test_the_cpu_is_only_for_the_interpreter(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert triton_forward.available(torch.device("cpu")) == "Triton kernels need a CUDA device, the tensors are on cpu"
+    if not torch.cuda.is_available():
+        assert triton_forward.available() == "torch finds no CUDA device"
+
+
+def test_importing_the_launcher_does_not_import_triton():
+    code = (
+        "import sys, torch; before = 'triton' in sys.modules; "
+        "import fpsattention.kernels.attention.triton_forward; "
+        "sys.exit(('triton' in sys.modules) != before)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, timeout=120)
