@@ -1,0 +1,82 @@
+"""The node *FPSAttention (Wan)*: patch any Wan MODEL with a schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..kernels.attention import BACKENDS
+from ..kernels.schedule import Schedule, ScheduleError
+from ._api import CATEGORY, FpsSchedule, io
+from .patch import apply_patch
+from .settings import choose_settings, file_header
+
+BACKEND_TOOLTIP = (
+    "Which implementation runs the sparse attention. auto: the fastest that this machine has; the report says which and "
+    "why. triton-fp8: FP8 and sparse, NVIDIA from Ada on. triton-bf16: sparse only. reference: plain PyTorch, "
+    "runs everywhere, slow on a GPU. A backend that is named here and cannot run is an error before sampling starts."
+)
+
+
+class FPSAttentionApply(io.ComfyNode):
+    """MODEL in, patched MODEL out."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Return the node's inputs and outputs."""
+        return io.Schema(
+            node_id="FPSAttentionApply",
+            display_name="FPSAttention (Wan)",
+            category=CATEGORY,
+            description=(
+                "Makes the self-attention of a Wan model sparse and FP8, step by step as a schedule says. Without a "
+                "schedule it takes the model file's own, else the mild preset. It works with other attention nodes, "
+                "any resolution and any sampler; what it does not understand stays dense, and FPSAttention Report says "
+                "why. It does nothing to models other than Wan."
+            ),
+            search_aliases=["sparse attention", "sliding tile attention", "fp8 attention", "sta", "wan speed"],
+            inputs=[
+                io.Model.Input("model", tooltip="A Wan2.1 or Wan2.2 model: T2V, I2V, Fun, VACE, Phantom and others."),
+                io.Combo.Input("backend", options=list(BACKENDS), default="auto", tooltip=BACKEND_TOOLTIP),
+                io.MultiType.Input(
+                    "schedule",
+                    types=[FpsSchedule, io.String],
+                    optional=True,
+                    tooltip=(
+                        "From FPSAttention Schedule, or a text in the same form. Not connected: the schedule that the "
+                        "model was trained with, or the mild preset (dense early, at least 30 % density) where the "
+                        "file carries none."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    "patched",
+                    display_name="MODEL",
+                    tooltip="The patched model, for the sampler and FPSAttention Report.",
+                )
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, schedule: Any = None) -> bool | str:
+        """Return True, or what is wrong with a schedule given as text; a linked one is checked when it arrives."""
+        try:
+            as_schedule(schedule)
+        except ScheduleError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, model: Any, backend: str, schedule: Any = None) -> io.NodeOutput:
+        """Return the patched clone; raises ScheduleError, HeaderError, PatchError or BackendError with one sentence."""
+        settings = choose_settings(file_header(model), as_schedule(schedule), backend)
+        return io.NodeOutput(apply_patch(model, settings))
+
+
+def as_schedule(value: Any) -> Schedule | None:
+    """Return ``value`` as a schedule: a Schedule as it is, text parsed, nothing or empty text as None."""
+    if value is None or isinstance(value, Schedule):
+        return value
+    if not isinstance(value, str):
+        raise ScheduleError(f"a schedule is text or comes from FPSAttention Schedule, got {type(value).__name__}.")
+    return Schedule.parse(value) if value.strip() else None

@@ -1,0 +1,43 @@
+"""The list of nodes that the host asks for."""
+
+from __future__ import annotations
+
+import logging
+
+from ._api import ComfyExtension, io
+from .apply import FPSAttentionApply
+from .load import FPSAttentionLoadWan
+from .report import FPSAttentionReport
+from .schedule import FPSAttentionSchedule
+
+logger = logging.getLogger(__name__)
+
+MINIMUM_HOST = (0, 11, 0)
+
+
+class FPSAttentionExtension(ComfyExtension):
+    """The pack's four nodes."""
+
+    async def on_load(self) -> None:
+        """Say in one sentence if the host is older than what Wan needs to publish its token grid."""
+        version = host_version()
+        if version is not None and version < MINIMUM_HOST:
+            logger.warning(
+                "FPSAttention needs ComfyUI %s or newer, this is %s; update ComfyUI if sampling fails.",
+                ".".join(map(str, MINIMUM_HOST)),
+                ".".join(map(str, version)),
+            )
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """Return the node classes."""
+        return [FPSAttentionLoadWan, FPSAttentionApply, FPSAttentionSchedule, FPSAttentionReport]
+
+
+def host_version() -> tuple[int, ...] | None:
+    """Return the host's version as numbers, or None where it cannot be told."""
+    try:
+        from comfyui_version import __version__
+
+        return tuple(int(part) for part in __version__.split("+")[0].split(".")[:3])
+    except (ImportError, ValueError):
+        return None

@@ -1,0 +1,139 @@
+"""The node *Load FPSAttention Wan*: a diffusion model file, patched by the schedule that it carries."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from ..kernels.checkpoint import Header, HeaderError, read_header, read_metadata
+from ..kernels.presets import preset
+from ._api import CATEGORY, FpsSchedule, io, ui
+from .patch import apply_patch
+from .settings import choose_settings
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "diffusion_models"
+
+WEIGHT_DTYPES = {
+    "default": {},
+    "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
+    "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
+    "fp8_e5m2": {"dtype": torch.float8_e5m2},
+}
+
+# What every Wan diffusion model has, with or without a prefix.
+_WAN_TENSORS = ("head.modulation", "blocks.0.self_attn.q.weight")
+
+
+class FPSAttentionLoadWan(io.ComfyNode):
+    """File in, patched MODEL and its schedule out."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Return the node's inputs and outputs."""
+        import folder_paths
+
+        return io.Schema(
+            node_id="FPSAttentionLoadWan",
+            display_name="Load FPSAttention Wan",
+            category=CATEGORY,
+            description=(
+                "Loads a Wan diffusion model and patches it with the FPSAttention schedule in its file, so that it "
+                "samples as it was trained. An ordinary Wan file loads too, stays dense, and is said to carry no "
+                "schedule: add FPSAttention (Wan) to make it sparse."
+            ),
+            search_aliases=["load wan", "fpsattention checkpoint", "unet loader"],
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=folder_paths.get_filename_list(FOLDER),
+                    tooltip="A safetensors file in models/diffusion_models. Its header is checked before it is loaded.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=list(WEIGHT_DTYPES),
+                    default="default",
+                    advanced=True,
+                    tooltip=(
+                        "As in Load Diffusion Model: default keeps the file's precision, fp8 halves the memory of the "
+                        "weights at some loss, fast also multiplies in FP8 where the GPU can. It does not change the "
+                        "attention."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    "model", display_name="MODEL", tooltip="The model, patched if the file carries a schedule."
+                ),
+                FpsSchedule.Output(
+                    "schedule",
+                    display_name="schedule",
+                    tooltip="What the MODEL runs: the file's schedule, or a dense one where it carries none.",
+                ),
+                io.String.Output("text", display_name="text", tooltip="The schedule as text, and what the file says."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model_name: str | None = None) -> bool | str:
+        """Return True, or the sentence that says why the file cannot be used; reads its header only."""
+        if model_name is None:
+            return True
+        try:
+            inspect_file(model_name)
+        except HeaderError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
+        """Return model, schedule and text; raises HeaderError before any weight is read."""
+        import comfy.sd
+
+        path, header = inspect_file(model_name)
+        model = comfy.sd.load_diffusion_model(path, model_options=dict(WEIGHT_DTYPES[weight_dtype]))
+        if header is None:
+            schedule = preset("dense")
+            text = f"# {model_name} carries no FPSAttention schedule, so attention stays dense.\n" + schedule.format()
+            logger.info("%s carries no FPSAttention schedule: attention stays dense.", model_name)
+        else:
+            schedule = header.schedule
+            model = apply_patch(model, choose_settings(header, None, "auto"))
+            text = describe(model_name, header)
+        return io.NodeOutput(model, schedule, text, ui=ui.PreviewText(text))
+
+
+def inspect_file(model_name: str) -> tuple[str, Header | None]:
+    """Return path and FPSAttention header (None if it carries none) of a file that is a Wan diffusion model.
+
+    Raises HeaderError with one sentence if it is missing, not safetensors, truncated, not Wan, or its header is
+    damaged or newer.
+    """
+    import folder_paths
+
+    path = folder_paths.get_full_path(FOLDER, model_name)
+    if path is None:
+        raise HeaderError(f"{model_name} is not in models/{FOLDER}; choose another file, or refresh the list.")
+    try:
+        header = read_header(path)
+        _, tensors = read_metadata(path)
+    except HeaderError as error:
+        raise HeaderError(_naming(model_name, str(error))) from None
+    if not all(any(name.endswith(wanted) for name in tensors) for wanted in _WAN_TENSORS):
+        raise HeaderError(f"{model_name} is not a Wan diffusion model; load it with the loader of its own kind.")
+    return path, header
+
+
+def describe(model_name: str, header: Header) -> str:
+    """Return the schedule text of ``header`` under a line that says where it came from."""
+    tile = "x".join(map(str, header.tile)) if header.tile else "chosen per size"
+    lines = [f"# {model_name}: trained with this schedule, {header.slots} slots per tile, tile {tile}"]
+    if header.step:
+        lines[0] += f", {header.step} steps"
+    return "\n".join(lines) + "\n" + header.schedule.format()
+
+
+def _naming(model_name: str, sentence: str) -> str:
+    return sentence if model_name in sentence else f"{model_name}: {sentence}"

@@ -1,0 +1,142 @@
+"""What happened while sampling: one Run per sampler call, one Step per sigma, kept for the report.
+
+A Recorder is a plain object that every clone of a patched model shares. Runs are told apart by the prompt and the node
+that was executing, so two samplers on one model do not mix.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+logger = logging.getLogger(__name__)
+
+# Enough for a workflow with several stages; older runs are dropped so that a long session does not grow.
+MAX_RUNS = 16
+
+
+@dataclass
+class Step:
+    """One sigma of one run; ``sparse`` and ``dense`` count self-attention calls."""
+
+    sigma: float
+    index: int | None
+    phase: int
+    attention: str
+    granularity: str | None = None
+    window: str = ""
+    planned_density: float = 1.0
+    backend: str = ""
+    grid: tuple[int, int, int] = (0, 0, 0)
+    prefix: int = 0
+    suffix: int = 0
+    tile: tuple[int, int, int] | None = None
+    tiles: int = 0
+    evaluations: int = 0
+    sparse: int = 0
+    dense: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def density(self) -> float:
+        """The share of query-key pairs that were computed, dense calls counted as 1."""
+        calls = self.sparse + self.dense
+        return (self.sparse * self.planned_density + self.dense) / calls if calls else 1.0
+
+    def decline(self, reason: str, calls: int = 1) -> None:
+        """Count ``calls`` that stayed dense although the phase is sparse."""
+        self.dense += calls
+        self.reasons[reason] = self.reasons.get(reason, 0) + calls
+
+
+@dataclass
+class Run:
+    """One sampler call."""
+
+    prompt_id: str | None
+    node_id: str | None
+    list_index: int | None
+    number: int
+    steps: dict[float, Step] = field(default_factory=dict)
+    sample_sigmas: list[float] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    finished: bool = False
+
+    def note(self, sentence: str) -> None:
+        """Keep a sentence for the report and say it in the log, once per run."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+            logger.info("FPSAttention: %s", sentence)
+
+    @property
+    def work(self) -> float:
+        """The run's attention work as a share of dense: the mean density over all self-attention calls."""
+        calls = sum(s.sparse + s.dense for s in self.steps.values())
+        return sum(s.density * (s.sparse + s.dense) for s in self.steps.values()) / calls if calls else 1.0
+
+
+class Recorder:
+    """Keeps the last runs of one patched model and all of its clones."""
+
+    def __init__(self) -> None:
+        self.runs: deque[Run] = deque(maxlen=MAX_RUNS)
+        self._open: Run | None = None
+        self._count = 0
+        self._step: Step | None = None
+        self._mark = 0.0
+
+    def begin(self) -> Run:
+        """Open a new run; one that was left open (an interrupted sampler) is closed first."""
+        self.end()
+        prompt_id, node_id, list_index = executing_node()
+        self._count += 1
+        self._open = Run(prompt_id, node_id, list_index, self._count)
+        self.runs.append(self._open)
+        return self._open
+
+    def current(self) -> Run:
+        """Return the open run; opens one for a caller that samples without announcing it."""
+        return self._open or self.begin()
+
+    def end(self) -> None:
+        """Close the open run, if any."""
+        if self._open is not None:
+            self._open.finished = True
+        self._clock(None)
+        self._open = None
+
+    def step(self, sigma: float, make: Step) -> Step:
+        """Return the open run's step for ``sigma``, ``make`` if it is new; its clock runs from now on."""
+        step = self.current().steps.setdefault(round(sigma, 6), make)
+        step.evaluations += 1
+        self._clock(step)
+        return step
+
+    def _clock(self, step: Step | None) -> None:
+        now = time.perf_counter()
+        if self._step is not None:
+            self._step.seconds += now - self._mark
+        self._step, self._mark = step, now
+
+    def select(self, node_ids: set[str] | None) -> list[Run]:
+        """Return the runs that the nodes ``node_ids`` made in their latest prompt, oldest first; None means all."""
+        if node_ids is None:
+            return list(self.runs)
+        chosen = [run for run in self.runs if run.node_id in node_ids]
+        latest = {run.node_id: run.prompt_id for run in chosen}
+        return [run for run in chosen if run.prompt_id == latest[run.node_id]]
+
+
+def executing_node() -> tuple[str | None, str | None, int | None]:
+    """Return prompt id, node id and list index of what the host executes now, each None where it cannot be told."""
+    try:
+        from comfy_execution.utils import get_executing_context
+    except ImportError:
+        return None, None, None
+    context = get_executing_context()
+    if context is None:
+        return None, None, None
+    return context.prompt_id, context.node_id, context.list_index

@@ -1,0 +1,104 @@
+"""The node *FPSAttention Report*: what ran, after sampling, as text and as a picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._api import CATEGORY, io, ui
+from .report_image import report_image
+from .report_text import report_text
+from .settings import KEY, Patched, Settings
+
+_NOT_PATCHED = (
+    "This MODEL carries no FPSAttention patch, so every step ran the host's dense attention.\n"
+    "Connect the MODEL output of FPSAttention (Wan), or of Load FPSAttention Wan with a file that carries a schedule.\n"
+)
+
+
+class FPSAttentionReport(io.ComfyNode):
+    """LATENT passes through; text and IMAGE say what the sampler did."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Return the node's inputs and outputs."""
+        return io.Schema(
+            node_id="FPSAttentionReport",
+            display_name="FPSAttention Report",
+            category=CATEGORY,
+            description=(
+                "Shows what the attention really did in every step: phase, density, backend, time, and every reason "
+                "for staying dense. Put it between the sampler and VAE Decode, so that it runs after sampling."
+            ),
+            search_aliases=["sparse attention report", "attention density", "why is it dense"],
+            is_output_node=True,
+            inputs=[
+                io.Latent.Input(
+                    "latent",
+                    tooltip="From the sampler. It passes through unchanged and makes this node run after sampling.",
+                ),
+                io.Model.Input(
+                    "model",
+                    tooltip="The patched MODEL that the sampler used, taken before or after other model nodes.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output("latent_out", display_name="LATENT", tooltip="The latent, unchanged."),
+                io.String.Output("text", display_name="text", tooltip="The report as text."),
+                io.Image.Output(
+                    "image", display_name="IMAGE", tooltip="One bar per step: its density, hatched when dense."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+        )
+
+    @classmethod
+    def execute(cls, latent: dict, model: Any) -> io.NodeOutput:
+        """Return latent, text and image; shows text and image on the node."""
+        patched = model.get_attachment(KEY)
+        hidden = cls.hidden
+        if isinstance(patched, Patched):
+            settings = patched.settings
+            sources = upstream(hidden.prompt, hidden.unique_id, "latent") if hidden is not None else None
+            runs = patched.recorder.select(sources)
+            names = node_names(hidden.prompt) if hidden is not None else {}
+            text = report_text(settings, runs, names)
+            image = report_image(settings, runs, names)
+        else:
+            text = _NOT_PATCHED
+            image = report_image(Settings(_dense(), "nowhere: the model is not patched"), [], {})
+        shown = ui.PreviewImage(image, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
+        return io.NodeOutput(latent, text, image, ui=shown)
+
+
+def upstream(prompt: dict | None, node_id: str | None, slot: str) -> set[str] | None:
+    """Return the ids of all nodes that the input ``slot`` of ``node_id`` depends on; None where that cannot be told.
+
+    ``prompt`` is in API format: an input that is linked is a list of node id and output number.
+    """
+    if not prompt or str(node_id) not in prompt:
+        return None
+    link = prompt[str(node_id)].get("inputs", {}).get(slot)
+    pending = [str(link[0])] if isinstance(link, list) and link else []
+    found: set[str] = set()
+    while pending:
+        current = pending.pop()
+        if current in found or current not in prompt:
+            continue
+        found.add(current)
+        for value in prompt[current].get("inputs", {}).values():
+            if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str):
+                pending.append(value[0])
+    return found or None
+
+
+def node_names(prompt: dict | None) -> dict[str, str]:
+    """Return the name of every node of the prompt: its title if the graph has one, else its class."""
+    return {
+        key: node.get("_meta", {}).get("title") or node.get("class_type", "") for key, node in (prompt or {}).items()
+    }
+
+
+def _dense() -> Any:
+    from ..kernels.presets import preset
+
+    return preset("dense")

@@ -1,0 +1,89 @@
+"""The report as text: what ran in every step, and every reason for staying dense."""
+
+from __future__ import annotations
+
+from .record import Run, Step
+from .settings import Settings
+
+_HEAD = "step  sigma   phase  attention   window         density  backend        sparse/dense  seconds"
+
+
+def report_text(settings: Settings, runs: list[Run], names: dict[str, str]) -> str:
+    """Return the report of ``runs``; ``names`` maps node ids to what the user calls them."""
+    lines = [f"FPSAttention: schedule from {settings.source}, backend {settings.backend}"]
+    lines += ["  " + line for line in settings.schedule.format().splitlines() if not line.startswith("#")]
+    if not runs:
+        lines += ["", "This model has not sampled yet: connect the sampler's LATENT to this node."]
+    for number, run in enumerate(runs, 1):
+        lines += ["", *_run_lines(settings, number, run, names)]
+    return "\n".join(lines) + "\n"
+
+
+def steps_in_order(run: Run) -> list[Step]:
+    """Return the run's steps from the highest sigma down."""
+    return sorted(run.steps.values(), key=lambda step: -step.sigma)
+
+
+def layouts(settings: Settings, run: Run) -> list[str]:
+    """Return one line per token grid of the run: size, tokens in front and behind, tile as trained and as used."""
+    lines = []
+    for step in run.steps.values():
+        t, h, w = step.grid
+        text = f"grid {t}x{h}x{w} = {t * h * w} tokens"
+        if step.prefix:
+            text += f", {step.prefix} in front"
+        if step.suffix:
+            text += f", {step.suffix} behind"
+        if step.tile is not None:
+            text += f"; {step.tiles} tiles of {'x'.join(map(str, step.tile))}{_trained_tile(settings, step)}"
+        if text not in lines:
+            lines.append(text)
+    # A dense step says nothing about tiles: drop its line where a sparse step of the same grid says more.
+    return [a for a in lines if not any(b.startswith(a + ";") for b in lines)]
+
+
+def title_of(run: Run, number: int, names: dict[str, str]) -> str:
+    """Return what the user knows the run by."""
+    name = names.get(run.node_id or "", "")
+    where = f" ({name}, node {run.node_id})" if name else ""
+    return f"Run {number}{where}"
+
+
+def _trained_tile(settings: Settings, step: Step) -> str:
+    trained = settings.header.tile if settings.header is not None else None
+    if trained is None or step.tile[0] * step.tile[1] * step.tile[2] > settings.header.slots:
+        return ""
+    same = tuple(trained) == tuple(step.tile)
+    return " (as trained)" if same else f" (trained {'x'.join(map(str, trained))})"
+
+
+def _run_lines(settings: Settings, number: int, run: Run, names: dict[str, str]) -> list[str]:
+    steps = steps_in_order(run)
+    planned = len(run.sample_sigmas) - 1 if run.sample_sigmas else len(steps)
+    lines = [f"{title_of(run, number, names)}: {planned} steps, attention work {run.work:.1%} of dense"]
+    if not run.finished:
+        lines[0] += " (not finished)"
+    lines += ["  " + line for line in layouts(settings, run)]
+    lines.append(_HEAD)
+    lines += [_step_line(step) for step in steps]
+    reasons: dict[str, int] = {}
+    for step in steps:
+        for reason, calls in step.reasons.items():
+            reasons[reason] = reasons.get(reason, 0) + calls
+    lines += [f"  {f'{calls} calls stayed dense' if calls else 'skipped'}: {why}" for why, calls in reasons.items()]
+    lines += [f"  note: {note}" for note in run.notes if not any(reason in note for reason in reasons)]
+    if not reasons:
+        scheduled = any(step.attention == "dense" for step in steps)
+        lines.append("  nothing stayed dense" + (" but the phases that the schedule makes dense" if scheduled else ""))
+    return lines
+
+
+def _step_line(step: Step) -> str:
+    index = "-" if step.index is None else step.index
+    attention = step.attention + (f" {step.granularity}" if step.granularity else "")
+    window = step.window if step.attention != "dense" else ""
+    calls = f"{step.sparse}/{step.dense}"
+    return (
+        f"{index:>4}  {step.sigma:<6.4f}  {step.phase + 1:>5}  {attention:<10}  {window:<13}  {step.density:>6.1%}  "
+        f"{step.backend or '-':<13}  {calls:>12}  {step.seconds:>7.2f}"
+    )

@@ -1,0 +1,44 @@
+"""A throw-away node pack for tests and the demo: conditioning without a text encoder.
+
+Wan's text encoder has no small version that the host could load, so this stands in its place. It is never shipped.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+class FPSTestConditioning:
+    """CONDITIONING of zeros, of seeded noise, or from a file."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "noise_seed": ("INT", {"default": 0, "min": 0, "max": 2**31, "tooltip": "0: zeros."}),
+                "tokens": ("INT", {"default": 512, "min": 1, "max": 4096}),
+            },
+            "optional": {
+                "path": ("STRING", {"default": "", "tooltip": "A safetensors file with a tensor 'context'."}),
+            },
+        }
+
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "make"
+    CATEGORY = "testing"
+
+    def make(self, noise_seed, tokens, path=""):
+        if path:
+            from safetensors.torch import load_file
+
+            context = load_file(path)["context"].float().reshape(1, -1, 4096)
+        elif noise_seed:
+            generator = torch.Generator().manual_seed(noise_seed)
+            context = torch.randn(1, tokens, 4096, generator=generator)
+        else:
+            context = torch.zeros(1, tokens, 4096)
+        return ([[context, {}]],)
+
+
+NODE_CLASS_MAPPINGS = {"FPSTestConditioning": FPSTestConditioning}
+NODE_DISPLAY_NAME_MAPPINGS = {"FPSTestConditioning": "Test Conditioning"}
