@@ -76,9 +76,9 @@ def forward_bf16(
     """Return ``(out, lse, rowmax)`` of sparse attention on bf16 or fp16 tensors in token order.
 
     q, k, v: ``(B, S, H, D)``, any strides. ``out`` is contiguous, of q's shape and dtype. With ``return_lse``, ``lse``
-    (log2 of the row's sum) and ``rowmax`` (its maximum score in log2 units, rounded up) are float32 ``(B, H, S)``,
-    both -inf for a query whose list is empty; else None. Tiles are computed on the next power of two of the index'
-    width. Raises ValueError for a dtype or a head dimension that the kernel does not take.
+    and ``rowmax`` (the largest score, rounded up to an integer) are float32 ``(B, H, S)`` in log2 units, else None.
+    A query whose list is empty gets output 0, lse -inf and rowmax 0. Tiles are computed on as many rows as the next
+    power of two of the index' width. Raises ValueError for a dtype or a head dimension that the kernel does not take.
     """
     if q.dtype not in BF16_DTYPES or not q.dtype == k.dtype == v.dtype:
         raise ValueError(

@@ -156,4 +156,4 @@ def sparse_attention_forward(
         stats_offsets = batch_head * tokens + q_tokens
         lse = tl.where(empty, float("-inf"), row_max - SHIFT + tl.log2(row_sum))
         tl.store(lse_ptr + stats_offsets, lse, mask=q_live)
-        tl.store(rowmax_ptr + stats_offsets, tl.where(empty, float("-inf"), row_max), mask=q_live)
+        tl.store(rowmax_ptr + stats_offsets, tl.where(empty, 0.0, row_max), mask=q_live)

@@ -118,8 +118,8 @@ def quantized_attention(q, k, v, visible, scale: float):
     """
     q, k, v = (x.double().transpose(1, 2) for x in (q, k, v))
     scores = (q @ k.transpose(2, 3) * (scale * math.log2(math.e))).masked_fill(~visible, -math.inf)
-    rowmax = scores.amax(-1).ceil()
-    weights = torch.exp2(scores - rowmax[..., None] + 8.0).nan_to_num(0.0)
+    rowmax = scores.amax(-1).ceil().nan_to_num(neginf=0.0)  # 0 where nothing is seen
+    weights = torch.exp2(scores - rowmax[..., None] + 8.0)
     weights = weights.float().to(torch.float8_e4m3fn).double()
     total = weights.sum(-1)
     out = (weights @ v / total.clamp(min=1e-300)[..., None]).transpose(1, 2)

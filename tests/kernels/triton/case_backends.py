@@ -1,0 +1,63 @@
+"""The Triton backends against the plain-torch reference, through the pack's own plans. Run by test_interpreted.py.
+
+Outputs are rounded to bfloat16 on both sides, so a relative L2 of 1e-3 allows a few neighbors for FP8 (none seen), and
+4e-3 allows the BF16 kernel's rounded weights (the reference keeps float32). LSE and maximum are float32.
+"""
+
+from __future__ import annotations
+
+import interpreter
+import pytest
+import scene
+import torch
+
+interpreter.correct()
+
+from fpsattention.kernels.attention import fps_attention, op, resolve_backend  # noqa: E402
+from fpsattention.kernels.grid import TokenGrid  # noqa: E402
+from fpsattention.kernels.plan import plans_for  # noqa: E402
+from fpsattention.kernels.schedule import Schedule  # noqa: E402
+
+GRID = TokenGrid(4, 7, 9, prefix=5, suffix=13)  # no axis divides by a tile: tiles of different live counts
+HEADS = 2
+
+
+def plan(line: str):
+    schedule = Schedule.parse(f"# fps-schedule v1, unit sigma\n0.00 {line}\n")
+    return plans_for(schedule, GRID, HEADS, slots=64).at(0.5)
+
+
+def forward(p, backend: str, q, k, v):
+    granularity = p.granularity if p.attention == "fp8" else ""
+    return op.attention_forward(
+        q, k, v, p.layout.index, p.layout.live, p.layout.cube,
+        p.lists.ids, p.lists.count, p.lists.pattern_of_head, p.lists.key_ids, p.lists.key_count,
+        p.layout.cubes, granularity, p.smooth_k, backend,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("line", ["fp8 token all 4 5", "fp8 x1 2 4 5", "fp8 x2 all all all"])
+def test_fp8_is_the_reference(line):
+    q, k, v = scene.tensors(1, GRID.tokens, HEADS, 128)
+    p = plan(line)
+    out, lse, rowmax = forward(p, "triton-fp8", q, k, v)
+    expected, expected_lse, expected_max = forward(p, "reference", q, k, v)
+    assert scene.error(out, expected) < 1e-3
+    assert torch.allclose(lse, expected_lse, atol=1e-4) and torch.equal(rowmax, expected_max)
+
+
+def test_bf16_is_the_reference():
+    q, k, v = scene.tensors(1, GRID.tokens, HEADS, 128)
+    p = plan("bf16 - 2 4 5")
+    out, lse, _ = forward(p, "triton-bf16", q, k, v)
+    expected, expected_lse, _ = forward(p, "reference", q, k, v)
+    assert scene.error(out, expected) < 4e-3
+    assert torch.allclose(lse, expected_lse, atol=1e-4)
+
+
+def test_auto_takes_the_kernel_in_the_interpreter():
+    q, k, v = scene.tensors(1, GRID.tokens, HEADS, 128)
+    p = plan("fp8 x1 2 4 5")
+    assert resolve_backend("auto", q.device, q.dtype, 128, "fp8") == ("triton-fp8", None)
+    out = fps_attention(q, k, v, p)
+    assert torch.equal(out, fps_attention(q, k, v, p, backend="triton-fp8"))
