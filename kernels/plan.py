@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from .grid import TokenGrid, Tiling, choose_tiling, run_tiling
+from .grid import Tiling, TokenGrid, choose_tiling, run_tiling
 from .patterns import block_lists, density
 from .schedule import Phase, Schedule
 from .selectors import Selector, build_selector
@@ -104,7 +104,7 @@ class Plans:
         return _tiling(self.grid, self.schedule.at(sigma)[1], self.slots, self.tile)
 
     def density(self, sigma: float, layer: int = 0) -> float | None:
-        """Return the exact share of (query, key) pairs computed at ``sigma``; 1.0 when dense, None if decided online."""
+        """Return the exact share of (query, key) pairs at ``sigma``: 1.0 when dense, None if decided online."""
         _, phase = self.schedule.at(sigma)
         if phase.is_full:
             return 1.0

@@ -1,7 +1,7 @@
 """Schedules by name.
 
-Every preset keeps all of time: at equal density windows over all frames lose far less than local ones (docs/decisions.md).
-Windows are shares of the axis, so a preset means the same density class at every resolution.
+Every preset keeps all of time: at equal density windows over all frames lose far less than local ones
+(docs/decisions.md). Windows are shares of the axis, so a preset means the same density class at every resolution.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ def _check_order(untils: list[tuple[float, str]]) -> None:
             raise ScheduleError(f"{place}: 'until' is {until:g}, but sigma runs from 1 down to 0.")
         if until >= previous:
             raise ScheduleError(
-                f"{place}: 'until' is {until:g} after {previous:g}; phases run from sigma 1 down, so write a smaller value."
+                f"{place}: 'until' is {until:g} after {previous:g}; phases run from sigma 1 down, write a smaller one."
             )
         previous = until
     if previous != 0.0:

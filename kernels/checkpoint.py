@@ -1,0 +1,241 @@
+"""What a checkpoint's safetensors header carries about its attention, and how files are read and written.
+
+All keys start with ``fpsattention.``; every value is a string. Weights keep the original Wan names, so that a stock
+loader sees an ordinary Wan file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .grid import GridError, TokenGrid, choose_tiling
+from .schedule import Schedule, ScheduleError
+
+if TYPE_CHECKING:
+    import torch
+
+PREFIX = "fpsattention."
+VERSION = 1
+FP8_FORMATS = ("e4m3fn",)
+TIMESTEPS = ("1000*sigma",)
+# safetensors itself refuses longer headers.
+MAX_HEADER_BYTES = 100_000_000
+# Room for the header and for what else grows while a file is written.
+FREE_SPACE_MARGIN = 16 << 20
+
+
+class HeaderError(ValueError):
+    """A file or header that cannot be used; the message is one sentence."""
+
+
+class CheckpointError(OSError):
+    """A checkpoint that could not be written; nothing was left behind."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the attention of a trained model needs: its schedule, the tile it learned, and how it was made."""
+
+    schedule: Schedule
+    slots: int = 64
+    tile: tuple[int, int, int] | None = None
+    smooth_k: bool = True
+    fp8_format: str = "e4m3fn"
+    timestep: str = "1000*sigma"
+    base_sha256: str = ""
+    trainer: str = ""
+    step: int = 0
+    version: int = VERSION
+
+    def to_metadata(self) -> dict[str, str]:
+        """Return the header's strings; ``Header.from_metadata`` of them gives this header back."""
+        values = {
+            "version": str(self.version),
+            "schedule": self.schedule.format(),
+            "slots": str(self.slots),
+            "smooth_k": "true" if self.smooth_k else "false",
+            "fp8_format": self.fp8_format,
+            "timestep": self.timestep,
+            "base_sha256": self.base_sha256,
+            "trainer": self.trainer,
+            "step": str(self.step),
+        }
+        if self.tile is not None:
+            values["tile"] = "x".join(map(str, self.tile))
+        return {PREFIX + key: value for key, value in values.items()}
+
+    @staticmethod
+    def from_metadata(metadata: dict[str, str]) -> Header | None:
+        """Return the header in ``metadata``, or None if it carries none.
+
+        Raises HeaderError, one sentence, if it is damaged, contradictory or from a newer version.
+        """
+        ours = {key[len(PREFIX) :]: value for key, value in metadata.items() if key.startswith(PREFIX)}
+        if not ours:
+            return None
+        version = _integer(ours, "version", None)
+        if version > VERSION:
+            raise HeaderError(
+                f"the file carries a v{version} FPSAttention header, this version reads up to v{VERSION}; "
+                "update the node pack."
+            )
+        if version < 1:
+            raise HeaderError(f"the file's FPSAttention header says version {version}, which never existed.")
+        try:
+            schedule = Schedule.parse(_required(ours, "schedule"))
+        except ScheduleError as error:
+            raise HeaderError(f"the schedule in the file's header is damaged: {error}") from None
+        slots = _integer(ours, "slots", None)
+        header = Header(
+            schedule=schedule,
+            slots=slots,
+            tile=_tile(ours, slots),
+            smooth_k=_choice(ours, "smooth_k", ("true", "false"), "true") == "true",
+            fp8_format=_choice(ours, "fp8_format", FP8_FORMATS, "e4m3fn"),
+            timestep=_choice(ours, "timestep", TIMESTEPS, "1000*sigma"),
+            base_sha256=ours.get("base_sha256", ""),
+            trainer=ours.get("trainer", ""),
+            step=_integer(ours, "step", 0),
+            version=version,
+        )
+        if header.step < 0:
+            raise HeaderError(f"the header's 'step' is {header.step}, which cannot be negative; the file is damaged.")
+        return header
+
+
+def _required(values: dict[str, str], key: str) -> str:
+    if key not in values:
+        raise HeaderError(f"the file's FPSAttention header has no '{key}'; it is damaged, export the model again.")
+    return values[key]
+
+
+def _integer(values: dict[str, str], key: str, default: int | None) -> int:
+    text = values.get(key, default) if default is not None else _required(values, key)
+    try:
+        return int(text)
+    except (TypeError, ValueError):
+        raise HeaderError(f"the header's '{key}' is {text!r}, not a whole number; the file is damaged.") from None
+
+
+def _choice(values: dict[str, str], key: str, choices: tuple[str, ...], default: str) -> str:
+    value = values.get(key, default)
+    if value not in choices:
+        raise HeaderError(
+            f"the header's '{key}' is {value!r}, this version knows {' or '.join(choices)}; update the node pack."
+        )
+    return value
+
+
+def _tile(values: dict[str, str], slots: int) -> tuple[int, int, int] | None:
+    if slots < 1:
+        raise HeaderError(f"the header's 'slots' is {slots}, a tile needs at least one; the file is damaged.")
+    if "tile" not in values:
+        return None
+    try:
+        tile = tuple(int(part) for part in values["tile"].split("x"))
+    except ValueError:
+        tile = ()
+    if len(tile) != 3 or min(tile) < 1:
+        raise HeaderError(f"the header's 'tile' is {values['tile']!r}, not three extents such as 3x5x4.")
+    if tile[0] * tile[1] * tile[2] > slots:
+        raise HeaderError(f"the header's tile {values['tile']} does not fit its {slots} slots; the file is damaged.")
+    return tile
+
+
+def trained_tile(grid: TokenGrid, slots: int) -> tuple[int, int, int]:
+    """Return the tile that training on ``grid`` uses, to be written into the header."""
+    try:
+        return choose_tiling(grid, slots).tile
+    except GridError as error:
+        raise HeaderError(str(error)) from None
+
+
+def read_metadata(path: str | Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int, ...]]]]:
+    """Return a safetensors file's metadata and its tensors' ``(dtype, shape)`` by name, without reading weights.
+
+    Raises HeaderError, one sentence, for a file that is missing, not safetensors, or truncated.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            plausible = 2 <= length <= MAX_HEADER_BYTES
+            text = file.read(min(length, size)) if plausible else b""
+    except FileNotFoundError:
+        raise HeaderError(f"there is no file {path}; check the path.") from None
+    except OSError as error:
+        raise HeaderError(f"{path} cannot be read ({error.strerror}).") from None
+    if not plausible or not text.lstrip().startswith(b"{"):
+        raise HeaderError(f"{path.name} is not a safetensors file; choose a .safetensors file of a Wan model.")
+    if len(text) < length:
+        raise HeaderError(f"{path.name} is truncated: its header alone needs {length + 8} bytes; download it again.")
+    try:
+        entries = json.loads(text)
+        metadata = entries.pop("__metadata__", {})
+        tensors = {name: (str(e["dtype"]), tuple(e["shape"])) for name, e in entries.items()}
+        end = max((e["data_offsets"][1] for e in entries.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise HeaderError(f"the header of {path.name} is damaged; download the file again.") from None
+    if size < 8 + length + end:
+        raise HeaderError(f"{path.name} is truncated: {size} of {8 + length + end} bytes; download it again.")
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise HeaderError(f"the header of {path.name} is damaged: its metadata are not strings; download it again.")
+    return metadata, tensors
+
+
+def read_header(path: str | Path) -> Header | None:
+    """Return the FPSAttention header of a file, or None if it carries none; HeaderError as ``read_metadata``."""
+    metadata, _ = read_metadata(path)
+    try:
+        return Header.from_metadata(metadata)
+    except HeaderError as error:
+        raise HeaderError(f"{Path(path).name}: {error}") from None
+
+
+def write_checkpoint(
+    path: str | Path,
+    tensors: dict[str, torch.Tensor],
+    header: Header | None = None,
+    extra_metadata: dict[str, str] | None = None,
+) -> None:
+    """Write ``tensors`` with ``header`` to one safetensors file, whole or not at all.
+
+    Raises CheckpointError if the folder has too little space or the write fails; an older file of that name survives.
+    """
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    metadata = {"format": "pt", **(extra_metadata or {}), **(header.to_metadata() if header else {})}
+    needed = sum(t.numel() * t.element_size() for t in tensors.values()) + FREE_SPACE_MARGIN
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        if free < needed:
+            raise CheckpointError(
+                f"{path.parent} has {free >> 20} MiB free, {path.name} needs {needed >> 20} MiB; "
+                "free some space or write elsewhere."
+            )
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, metadata=metadata)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        # safetensors raises its own types, a full disk among them.
+        raise CheckpointError(
+            f"{path.name} could not be written to {path.parent} ({error}); nothing was kept."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
