@@ -53,7 +53,8 @@ def case(name: str) -> SimpleNamespace:
         rows = [[0, 1, 2, 3, 4], [0, 1, 2, 4], [0, 2, 3, 4], [0, 2, 3, 4], [0, 1, 2, 3, 4]]
         lists = scene.lists([rows], [[0]])
     elif name == "128 slots":
-        live, slots, batch, heads, dim = [120, 128, 67, 120], 128, 1, 1, 128
+        # Tile 2 leaves half of its slots dead: a whole block of keys without a live one.
+        live, slots, batch, heads, dim = [120, 128, 40, 120], 128, 1, 1, 128
         lists = scene.lists([scene.band(4, 1)], [[0]])
     elif name == "32 slots":
         live, slots, batch, heads, dim = [30, 32, 7, 24, 30], 32, 1, 2, 64
