@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .grid import GridError, TokenGrid, choose_tiling
 from .schedule import Schedule, ScheduleError
 
 if TYPE_CHECKING:
@@ -147,14 +146,6 @@ def _tile(values: dict[str, str], slots: int) -> tuple[int, int, int] | None:
     if tile[0] * tile[1] * tile[2] > slots:
         raise HeaderError(f"the header's tile {values['tile']} does not fit its {slots} slots; the file is damaged.")
     return tile
-
-
-def trained_tile(grid: TokenGrid, slots: int) -> tuple[int, int, int]:
-    """Return the tile that training on ``grid`` uses, to be written into the header."""
-    try:
-        return choose_tiling(grid, slots).tile
-    except GridError as error:
-        raise HeaderError(str(error)) from None
 
 
 def read_metadata(path: str | Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int, ...]]]]:
