@@ -8,6 +8,8 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
+WEB_DIRECTORY = "./nodes/web"
+
 
 async def comfy_entrypoint():
     """Return the pack's ``ComfyExtension``; the host calls this once at start."""

@@ -13,7 +13,7 @@ from .settings import Settings
 WIDTH = 1120
 PLOT = 220
 MARGIN = 64
-_RUN_HEIGHT = PLOT + 150
+_RUN_HEIGHT = PLOT + 164
 
 _INK, _SOFT, _PAPER = (32, 34, 38), (120, 124, 132), (250, 250, 248)
 _GRID = (222, 222, 218)
@@ -39,14 +39,14 @@ def _draw_run(draw: ImageDraw.ImageDraw, settings: Settings, run: Run, title: st
     small = _font(13)
     draw.text((MARGIN, top + 6), f"{title}: attention work {run.work:.1%} of dense", font=_font(16), fill=_INK)
     draw.text((MARGIN, top + 28), "   ".join(layouts(settings, run))[:150], font=small, fill=_SOFT)
-    base, left, right = top + 56 + PLOT, MARGIN, WIDTH - 24
+    base, left, right = top + 70 + PLOT, MARGIN, WIDTH - 24
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         y = base - share * PLOT
         draw.line((left, y, right, y), fill=_GRID)
         draw.text((left - 8, y), f"{share:.0%}", font=small, fill=_SOFT, anchor="rm")
     steps = steps_in_order(run)
     slot = (right - left) / max(len(steps), 1)
-    every = max(1, int(np.ceil(58 / slot)))
+    every = max(1, int(np.ceil(80 / slot)))
     for position, step in enumerate(steps):
         x0 = left + position * slot
         box = (x0 + slot * 0.12, base - step.density * PLOT, x0 + slot * 0.88, base)
@@ -55,7 +55,7 @@ def _draw_run(draw: ImageDraw.ImageDraw, settings: Settings, run: Run, title: st
             middle = x0 + slot / 2
             number = "-" if step.index is None else step.index
             draw.text((middle, base + 4), f"{number}", font=small, fill=_INK, anchor="ma")
-            draw.text((middle, base + 20), f"σ {step.sigma:.3f}", font=small, fill=_SOFT, anchor="ma")
+            draw.text((middle, base + 20), f"sigma {step.sigma:.3f}", font=small, fill=_SOFT, anchor="ma")
             if slot * every > 50:
                 draw.text((middle, box[1] - 3), f"{step.density:.0%}", font=small, fill=_INK, anchor="mb")
     _legend(draw, steps, left, base + 46)

@@ -28,7 +28,8 @@ def fps_attention(
     lists, layout = plan.lists_for(q, k), plan.layout
     if lists.pattern_of_head.shape[1] != q.shape[2]:
         raise ValueError(f"q has {q.shape[2]} heads, the plan {lists.pattern_of_head.shape[1]}; plan again.")
-    granularity = plan.granularity if plan.attention == "fp8" else ""
+    # Without FP8 in the forward there must be none in the backward.
+    granularity = plan.granularity if plan.attention == "fp8" and name != "triton-bf16" else ""
     out, _, _ = op.attention_forward(
         q, k, v, layout.index, layout.live, layout.cube,
         lists.ids, lists.count, lists.pattern_of_head, lists.key_ids, lists.key_count,
