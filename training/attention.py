@@ -1,0 +1,145 @@
+"""Self-attention of the trained model: a diffusers attention processor that runs the plan of the current step.
+
+Only self-attention (``attn1``) is touched; cross-attention stays diffusers' own. Which plan runs is a property of the
+*step*, set around forward and backward together, because activation checkpointing runs the forward again in backward.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..kernels.attention import fps_attention
+from ..kernels.grid import TokenGrid
+from ..kernels.plan import AttentionPlan, Plans, plans_for
+from ..kernels.schedule import Schedule
+from .model import WanTransformer3DModel
+
+
+def _wan_processor() -> type:
+    """Return diffusers' processor class; raises ImportError with a sentence if its call differs from what is known."""
+    try:
+        from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+    except ImportError:
+        raise ImportError("this diffusers has no WanAttnProcessor; install diffusers 0.39 to 0.42") from None
+    have = list(inspect.signature(WanAttnProcessor.__call__).parameters)[1:6]
+    want = ["attn", "hidden_states", "encoder_hidden_states", "attention_mask", "rotary_emb"]
+    if have != want:
+        raise ImportError(f"diffusers' WanAttnProcessor takes {have}, expected {want}; install diffusers 0.39 to 0.42")
+    return WanAttnProcessor
+
+
+@dataclass(frozen=True)
+class SparseAttention:
+    """What attention does along the trajectory: a schedule and how its tiles are made."""
+
+    schedule: Schedule
+    slots: int = 64
+    tile: tuple[int, int, int] | None = None
+    smooth_k: bool = True
+    backend: str = "auto"
+
+    def plans(self, grid: TokenGrid, heads: int) -> Plans | None:
+        """Return the plans for a grid, or None if the schedule is dense throughout."""
+        if self.schedule.is_dense:
+            return None
+        return plans_for(self.schedule, grid, heads, slots=self.slots, tile=self.tile, smooth_k=self.smooth_k)
+
+    def phase(self, sigma: float) -> int:
+        """Return the index of the phase that a sigma falls into."""
+        return self.schedule.at(sigma)[0]
+
+
+DENSE = SparseAttention(Schedule.parse("0 dense"))
+
+
+def latent_grid(shape: Sequence[int]) -> TokenGrid:
+    """Return the token grid of latents (..., T, H, W); patches are 1 x 2 x 2. Raises ValueError for an odd H or W."""
+    t, h, w = shape[-3:]
+    if h % 2 or w % 2:
+        raise ValueError(
+            f"latents of {h} x {w} do not divide into 2 x 2 patches; use video sizes that are multiples of 16"
+        )
+    return TokenGrid(t, h // 2, w // 2)
+
+
+class StepState:
+    """The plan per layer that a model's self-attention follows until the step is left."""
+
+    def __init__(self, heads: int) -> None:
+        self.heads = heads
+        self._plans: Plans | None = None
+        self._sigma: float | None = None
+        self._backend = "auto"
+
+    @contextlib.contextmanager
+    def step(self, attention: SparseAttention, sigma: float, latent_shape: Sequence[int]) -> Iterator[None]:
+        """Hold the plan of this sigma and grid for everything inside, forward and backward.
+
+        Raises RuntimeError when a step is entered inside another one: a recompute would read the wrong plan.
+        """
+        if self._sigma is not None:
+            raise RuntimeError(
+                f"an attention step at sigma {self._sigma:g} is still open; leave it (after backward) "
+                f"before entering sigma {sigma:g}"
+            )
+        self._plans = attention.plans(latent_grid(latent_shape), self.heads)
+        self._sigma, self._backend = float(sigma), attention.backend
+        try:
+            yield
+        finally:
+            self._plans, self._sigma = None, None
+
+    def plan(self, layer: int, device: torch.device) -> AttentionPlan | None:
+        """Return the plan of a layer, None for dense; raises RuntimeError outside a step."""
+        if self._sigma is None:
+            raise RuntimeError("the model ran outside an attention step; wrap forward and backward in StepState.step")
+        return None if self._plans is None else self._plans.at(self._sigma, layer, device)
+
+    @property
+    def backend(self) -> str:
+        """The backend that the step asks for."""
+        return self._backend
+
+
+class SelfAttention(_wan_processor()):  # type: ignore[misc]
+    """Diffusers' processor for dense steps, ours for steps with a plan."""
+
+    def __init__(self, state: StepState, layer: int) -> None:
+        super().__init__()
+        self.state, self.layer = state, layer
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
+        """Return self-attention's output (B, S, dim)."""
+        plan = self.state.plan(self.layer, hidden_states.device)
+        if plan is None:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+        q = attn.norm_q(attn.to_q(hidden_states)).unflatten(-1, (attn.heads, -1))
+        k = attn.norm_k(attn.to_k(hidden_states)).unflatten(-1, (attn.heads, -1))
+        v = attn.to_v(hidden_states).unflatten(-1, (attn.heads, -1))
+        q, k = rotate(q, *rotary_emb).to(v.dtype), rotate(k, *rotary_emb).to(v.dtype)
+        # The op chooses its own precisions: autocast inside it would change them.
+        with torch.autocast(q.device.type, enabled=False):
+            out = fps_attention(q, k, v, plan, backend=self.state.backend).flatten(2)
+        return attn.to_out[1](attn.to_out[0](out))
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Return x (B, S, H, D) with neighboring channels rotated as pairs; cos and sin (1, S, 1, D) repeat per pair."""
+    pairs = torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
+    return x * cos + pairs * sin
+
+
+def attention_state(model: WanTransformer3DModel) -> StepState:
+    """Return the state that steers the model's self-attention, giving it our processors the first time."""
+    first = model.blocks[0].attn1.processor
+    if isinstance(first, SelfAttention):
+        return first.state
+    state = StepState(model.config.num_attention_heads)
+    for layer, block in enumerate(model.blocks):
+        block.attn1.set_processor(SelfAttention(state, layer))
+    return state

@@ -1,0 +1,181 @@
+"""Configurations in and out: TOML files, command-line overrides, and every mistake as one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ValidationError
+
+from .config import ConfigError, RunConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover - Python 3.10
+    import tomli as tomllib
+
+PACK = Path(__file__).resolve().parent.parent
+CONFIGS = Path(__file__).resolve().parent / "configs"
+EMBEDDED = CONFIGS / "tiny.toml"
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return the checked configuration of a TOML file (None: the embedded one) with ``a.b=value`` overrides.
+
+    Raises ConfigError with one sentence.
+    """
+    path = Path(path) if path is not None else EMBEDDED
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such configuration file; shipped: {_shipped()}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from None
+    for override in overrides:
+        _override(table, override)
+    return check_config(table, str(path))
+
+
+def check_config(table: dict[str, Any], source: str) -> RunConfig:
+    """Return the configuration that a nested dict says; raises ConfigError with one sentence."""
+    try:
+        return RunConfig.model_validate(_expand(table, source))
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_sentence(error)}") from None
+
+
+def with_changes(config: RunConfig, **changes: Any) -> RunConfig:
+    """Return the configuration with ``section__key=value`` changes, checked again; raises ConfigError."""
+    table = config.model_dump(mode="python", exclude_none=True)
+    for name, value in changes.items():
+        *parents, last = name.split("__")
+        node = table
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        if value is None:
+            node.pop(last, None)
+        else:
+            node[last] = value
+    return check_config(table, "configuration")
+
+
+def _shipped() -> str:
+    return ", ".join(sorted(str(p.relative_to(PACK)) for p in CONFIGS.glob("*.toml"))) or "none"
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    keys = [part.strip() for part in key.split(".")]
+    if not sign or not all(keys):
+        raise ConfigError(f"--set {override}: write it as section.key=value, for example --set optim.steps=100")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word such as a path or a preset needs no quotes on the command line
+    node = table
+    for part in keys[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: {part} is a value, not a section")
+    node[keys[-1]] = value
+
+
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+
+def _expand(value: Any, source: str) -> Any:
+    """Return the value with ${NAME} and ${NAME:-default} replaced; ${PACK} is the folder of this pack."""
+    if isinstance(value, dict):
+        return {key: _expand(item, source) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_expand(item, source) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        if name == "PACK":
+            return str(PACK)
+        found = os.environ.get(name) or default
+        if found is None:
+            raise ConfigError(f"{source}: ${{{name}}} is not set; export {name}=... or write the path itself")
+        return found
+
+    return _VARIABLE.sub(replace, value)
+
+
+def _sentence(error: ValidationError) -> str:
+    """Return the first mistake as one sentence: key, value, fix."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"]) or "configuration"
+    kind, value = first["type"], first.get("input")
+    if kind == "extra_forbidden":
+        *parents, last = first["loc"]
+        known = _keys_at(RunConfig, parents)
+        hint = _hint(str(last), known)
+        return f"unknown key {key}{hint}; known here: {', '.join(known)}"
+    if kind == "missing":
+        return f"key {key} is missing; add it"
+    if kind == "value_error":
+        return f"{key}: {first['ctx']['error']}"
+    return f"{key} is {value!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _keys_at(model: type[BaseModel], parents: Sequence[Any]) -> list[str]:
+    for parent in parents:
+        field = model.model_fields.get(str(parent))
+        model = _model_in(field.annotation) if field is not None else None
+        if model is None:
+            return []
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, list, tuple, Annotated):
+        for part in typing.get_args(annotation):
+            if (found := _model_in(part)) is not None:
+                return found
+    return None
+
+
+def _hint(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def to_toml(config: RunConfig) -> str:
+    """Return the configuration as TOML; ``load_config`` of it gives the same configuration."""
+    lines: list[str] = []
+    _write_table(config.model_dump(mode="json", exclude_none=True), "", lines)
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _write_table(table: dict[str, Any], name: str, lines: list[str]) -> None:
+    if name:
+        lines += ["", f"[{name}]"]
+    lines += [f"{key} = {_toml(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    for key, value in table.items():
+        if isinstance(value, dict):
+            _write_table(value, f"{name}.{key}" if name else key, lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)  # TOML's basic strings escape as JSON's do
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return repr(value)

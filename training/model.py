@@ -1,0 +1,165 @@
+"""The Wan transformer that is trained: diffusers' own class, filled from original single files or at random."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..kernels.checkpoint import HeaderError, read_metadata
+from .names import HEAD_DIM, ModelError, WanShape, original_names, shape_of, strip_prefix, to_diffusers
+from .torchvision_guard import hide_broken_torchvision
+
+hide_broken_torchvision()
+try:
+    from diffusers import WanTransformer3DModel
+except (ImportError, RuntimeError) as error:  # pragma: no cover - depends on the installation
+    raise ImportError(
+        f"the trainer needs diffusers 0.39 to 0.42 (pip install -r training/requirements.txt): {error}"
+    ) from error
+
+
+def read_shape(path: str | Path) -> WanShape:
+    """Return the model's shape from the file's header alone; raises ModelError with one sentence."""
+    try:
+        _, tensors = read_metadata(path)
+    except HeaderError as error:
+        raise ModelError(str(error)) from None
+    names = strip_prefix(tensors)
+    return shape_of({names[name]: tuple(spec[1]) for name, spec in tensors.items()}, str(path))
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the file's SHA-256 as hex."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file) -> str:
+    # hashlib.file_digest exists from Python 3.11 on.
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def build(shape: WanShape) -> WanTransformer3DModel:
+    """Return an untrained float32 model of this shape."""
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=shape.heads,
+        attention_head_dim=HEAD_DIM,
+        in_channels=shape.in_channels,
+        out_channels=shape.out_channels,
+        text_dim=shape.text_dim,
+        freq_dim=shape.freq_dim,
+        ffn_dim=shape.ffn_dim,
+        num_layers=shape.layers,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        eps=1e-6,
+    )
+
+
+def random_model(shape: WanShape, seed: int) -> WanTransformer3DModel:
+    """Return a model with random weights that depend on the shape and the seed only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build(shape)
+        for name, parameter in model.named_parameters():
+            if name.endswith("scale_shift_table"):
+                nn.init.normal_(parameter, std=1 / math.sqrt(shape.dim))
+            elif parameter.ndim >= 2:
+                nn.init.xavier_uniform_(parameter.flatten(1))
+            elif name.endswith(".bias"):
+                nn.init.zeros_(parameter)
+        # A last layer of zeros: the first prediction is zero, whatever the rest says.
+        nn.init.zeros_(model.proj_out.weight)
+    return model
+
+
+def load_model(path: str | Path) -> WanTransformer3DModel:
+    """Return the model of a single file (original names, with or without ComfyUI's prefix) in float32.
+
+    Weights are held in float32 whatever the file has: they are the optimizer's master weights.
+    Raises ModelError with one sentence for a file that is not a trainable Wan.
+    """
+    from safetensors.torch import load_file
+
+    shape = read_shape(path)
+    tensors = load_file(path)
+    names = strip_prefix(tensors)
+    state = to_diffusers({names[name]: tensor.float() for name, tensor in tensors.items()})
+    with torch.device("meta"):
+        model = build(shape)
+    rope = build_rope(model)
+    model.load_state_dict(state, strict=True, assign=True)
+    model.rope = rope
+    return model.requires_grad_(True)
+
+
+def build_rope(model: WanTransformer3DModel) -> nn.Module:
+    """Return the model's rotary table with real values: it is no parameter, so a model built on meta lacks it."""
+    return type(model.rope)(HEAD_DIM, tuple(model.config.patch_size), model.config.rope_max_seq_len)
+
+
+def model_shape(model: WanTransformer3DModel) -> WanShape:
+    """Return the shape of a model that is in memory."""
+    config = model.config
+    return WanShape(
+        dim=config.num_attention_heads * config.attention_head_dim,
+        ffn_dim=config.ffn_dim,
+        layers=config.num_layers,
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        text_dim=config.text_dim,
+        freq_dim=config.freq_dim,
+    )
+
+
+def original_state(model: WanTransformer3DModel, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """Return the weights under their original names, in the order of the published files, on the CPU."""
+    shape = model_shape(model)
+    names = original_names(shape)
+    state = {names[name]: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
+    return {name: state[name].contiguous() for name in shape.tensors()}
+
+
+def keep_full_precision(model: WanTransformer3DModel) -> None:
+    """Make the time embedding and the output head compute in float32 under autocast, as Wan does; norms already do."""
+    for module in (
+        model.condition_embedder.time_embedder,
+        model.condition_embedder.time_proj,
+        model.proj_out,
+    ):
+        if getattr(module, "_full_precision", False):
+            continue
+        module.forward = _without_autocast(module.forward)
+        module._full_precision = True
+
+
+def _without_autocast(forward):
+    def run(x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return forward(x.float(), *args, **kwargs)
+
+    return run
+
+
+def autocast(device: torch.device, dtype: str) -> contextlib.AbstractContextManager:
+    """Return the context that a forward pass runs in: bfloat16 autocast over float32 weights, or nothing for fp32."""
+    if dtype == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def starting_model(section, seed: int) -> WanTransformer3DModel:
+    """Return the model that a configuration's ``[model]`` names: a file's weights, or random ones from the seed."""
+    if section.init == "random":
+        shape = WanShape(section.dim, section.ffn_dim, section.layers, text_dim=section.text_dim)
+        return random_model(shape, seed)
+    return load_model(section.path)
