@@ -1,0 +1,56 @@
+# make demo   the main job end to end, on real input (about eight minutes on two cores)
+# make test   every test; what needs a GPU or ComfyUI skips with its reason
+# make gpu    GPU tests and benchmarks, on a machine with a CUDA card
+
+PYTHON ?= python3
+VENV   ?= .venv
+# Any torch works that suits the machine: for example make demo TORCH="torch --index-url <your wheel index>"
+TORCH  ?= torch==2.13.0
+RUN    := $(VENV)/bin/python
+PIP    := $(RUN) -m pip install --quiet --disable-pip-version-check
+CLIP   ?=
+ARGS   ?=
+
+.PHONY: demo test lint gpu embedded clean
+
+demo: $(VENV)/.trainer
+	$(RUN) -m training.demo $(if $(CLIP),--clip $(CLIP)) $(ARGS)
+
+test: $(VENV)/.tests
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest $(ARGS)
+
+lint: $(VENV)/.tests
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+gpu: $(VENV)/.tests
+	REQUIRE_GPU=1 $(RUN) -m pytest -m gpu $(ARGS)
+
+# Trains the shipped tiny VAE and the tiny base again, from the clip alone (about an hour on two cores).
+embedded: $(VENV)/.trainer
+	$(RUN) -m training.clip .cache/clip/bigbuckbunny.mp4
+	$(RUN) -m training.tiny_vae --clip .cache/clip/bigbuckbunny.mp4 --out training/assets/wan2.1-tiny-vae.safetensors
+	$(RUN) -m training.run --config training/configs/tiny-base.toml
+
+clean:
+	rm -rf $(VENV) output .cache
+
+$(VENV)/.torch:
+	@echo "installing torch into $(VENV) ..."
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -c "import torch" 2>/dev/null || $(PIP) $(TORCH)
+	touch $@
+
+# The exact torch is pinned on every later install, so that nothing replaces it.
+$(VENV)/.trainer: $(VENV)/.torch requirements.txt training/requirements.txt
+	@echo "installing the trainer into $(VENV) ..."
+	$(RUN) -c "import torch; print('torch==' + torch.__version__.split('+')[0])" > $(VENV)/constraints.txt
+	$(PIP) -c $(VENV)/constraints.txt -r training/requirements.txt
+	touch $@
+
+$(VENV)/.tests: $(VENV)/.trainer tests/requirements.txt
+	@echo "installing the tests' tools into $(VENV) ..."
+	$(PIP) -c $(VENV)/constraints.txt -r tests/requirements.txt
+	touch $@

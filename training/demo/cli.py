@@ -1,0 +1,114 @@
+"""The main job, end to end: a clip, a joint fine-tune with its controls, a checkpoint, videos, pictures and a table."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parent.parent.parent
+CLIP = PACK / ".cache" / "clip" / "bigbuckbunny.mp4"
+
+
+class _Say:
+    """Progress lines with the time since the start."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - self.start), 60)
+        print(f"[{minutes}:{seconds:02d}] {text}", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo and return the exit code: 0 done, 2 bad input (one sentence)."""
+    parser = argparse.ArgumentParser(prog="python -m training.demo", description=__doc__)
+    parser.add_argument("--clip", type=Path, help="your own video instead of the demo clip")
+    parser.add_argument("--out", type=Path, default=PACK / "output" / "demo", help="where everything is written")
+    parser.add_argument("--steps", type=int, help="fine-tuning steps instead of the configured ones")
+    parser.add_argument("--sampler", choices=("auto", "comfyui", "diffusers"), default="auto")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    from ...kernels.attention import BackendError
+    from ...kernels.checkpoint import CheckpointError, HeaderError
+    from ..comfy_host import ComfyHostError
+    from ..config import ConfigError
+    from ..data.errors import DataError
+    from ..names import ModelError
+    from ..vae import VaeError
+
+    expected = (
+        BackendError, CheckpointError, ComfyHostError, ConfigError, DataError, HeaderError, ModelError, VaeError,
+    )  # fmt: skip
+    try:
+        run(args.clip, args.out, args.steps, args.sampler, _Say())
+    except expected as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(clip: Path | None, out: Path, steps: int | None, sampler: str, say: _Say) -> None:
+    """Do the whole job and write everything into ``out``, which is emptied of an earlier run's files first."""
+    from ..config import EMBEDDED, load_config
+    from ..data.demo_clip import demo_clip
+    from ..distributed import World, pick_device
+    from ..prepare import prepare_data
+    from .rows import fine_tune, measure
+
+    say("getting the clip" if clip is None else f"using {clip}")
+    clip = demo_clip(CLIP) if clip is None else clip
+    os.environ["CLIP"] = str(clip)
+    changes = [f'output.dir="{out.as_posix()}"'] + ([f"optim.steps={steps}"] if steps else [])
+    config = load_config(EMBEDDED, changes)
+    _empty(out)
+    say("decoding it and encoding latents with the tiny Wan VAE")
+    dataset = prepare_data(config, World())
+    grid = dataset.grid
+    say(f"{len(dataset.train)} training and {len(dataset.val)} held-out samples of {grid.tokens} tokens")
+    trained = fine_tune(config, dataset.train, say)
+    say("validating on the held-out part")
+    rows = measure(config, trained, dataset.val, grid, say)
+    _write(config, trained, rows, grid, out, sampler, pick_device(config.device, World()), say)
+
+
+def _write(config, trained, rows, grid, out: Path, sampler: str, device, say: _Say) -> None:
+    from ..journal import plot_losses
+    from . import pictures, table
+    from .sampling import Request, export_models, sample_videos
+    from .speed import attention_speed
+
+    files = export_models(config, trained, grid, out)
+    plot_losses({"dense fine-tune": trained.dense.records, "joint fine-tune": trained.joint.records}, out / "loss.png")
+    request = Request(frames=config.data.frames, height=config.data.height, width=config.data.width)
+    videos, how = sample_videos(config, trained, rows, files, request, out, sampler, device, say)
+    pictures.side_by_side({rows[key].title: seeds[0] for key, seeds in videos.items()}, out / "side_by_side.png")
+    pictures.schedule_plot(config.attention.resolved(), grid, rows, request.steps, request.shift, out / "schedule.png")
+    say("timing the attention alone")
+    facts = {
+        "fine-tune": f"{config.optim.steps} steps of batch {config.optim.batch}, dense {trained.dense.seconds:.0f} s, "
+        f"joint {trained.joint.seconds:.0f} s",
+        "videos": how,
+        "attention alone": attention_speed(device),
+    }
+    table.save(rows, facts, out)
+    print("\n" + table.markdown(rows, facts))
+    say(f"done; everything is in {out}:")
+    for path in sorted(p for p in out.iterdir() if p.is_file()):
+        print(f"  {path.name:<44} {path.stat().st_size / 1e6:8.2f} MB")
+
+
+def _empty(out: Path) -> None:
+    """Remove what an earlier demo left, and nothing else."""
+    for name in ("dense", "joint", "comfyui"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    for pattern in ("*.mp4", "*.png", "table.*", "*.safetensors", "report*.txt"):
+        for path in out.glob(pattern):
+            path.unlink()
