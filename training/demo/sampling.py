@@ -139,7 +139,7 @@ def _through_comfyui(
 def demo_graph(graph: dict, model: str, vae: str, request: Request, seed: int) -> dict:
     """Return the shipped API workflow with loader names, size and sampler settings set, and no text encoder."""
     values = {
-        "FPSAttentionLoadWan": {"unet_name": model},
+        "FPSAttentionLoadWan": {"model_name": model},
         "VAELoader": {"vae_name": vae},
         "EmptyHunyuanLatentVideo": {
             "width": request.width, "height": request.height, "length": request.frames, "batch_size": 1,
