@@ -12,7 +12,7 @@ from typing import Any
 
 from ..kernels.grid import TokenGrid
 
-# Classes of the host whose sequence is described below. SCAIL's rule follows its source and was never executed.
+# Classes of the host whose sequence is described below; tests/host runs a tiny model of each.
 _VIDEO_ONLY = ("VaceWanModel", "CameraWanModel")
 _REFERENCE_IMAGE_IN_FRONT = ("WanModel", "AnimateWanModel")
 _REFERENCE_BEHIND = ("HumoWanModel",)

@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from fpsattention.training.comfy_host import (
     TORCHVISION_SHIM,
     ComfyHost,
@@ -29,7 +28,17 @@ PACK = HERE.parent.parent
 INSIDE = HERE / "inside"
 collect_ignore_glob = ["inside/*", "testpack/*"]
 
-_SCRIPT = TORCHVISION_SHIM + "\nimport sys\nsys.path.insert(1, sys.argv[1])\n__import__(sys.argv[2])\n"
+# fps_common comes first: it tells the host's argument parser about the CPU before any other host module is imported.
+_SCRIPT = (
+    TORCHVISION_SHIM
+    + """
+import importlib, sys
+sys.path.insert(1, sys.argv[1])
+script = sys.argv[2]
+importlib.import_module("fps_common")
+importlib.import_module(script)
+"""
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -31,9 +31,10 @@ _boot()
 
 import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
-import nodes  # noqa: E402
 import torch  # noqa: E402
 from fps_tiny import tiny_wan  # noqa: E402
+
+import nodes  # noqa: E402
 
 _HOOK = "optimized_attention_override"
 

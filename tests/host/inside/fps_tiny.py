@@ -11,7 +11,7 @@ DIM, FFN, LAYERS = 256, 512, 3
 
 
 def tiny_wan(kind: str = "t2v", *, layers: int = LAYERS, dim: int = DIM, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Return the tensors of a random Wan2.1 of ``kind``: t2v, i2v (36 channels, image embedding), fun_ref (ref_conv)."""
+    """Return the tensors of a random Wan2.1: t2v, i2v (36 channels, image embedding) or fun_ref (ref_conv)."""
     generator = torch.Generator().manual_seed(seed)
     in_dim, out_dim = {"i2v": 36}.get(kind, 16), 16
     tensors: dict[str, torch.Tensor] = {}

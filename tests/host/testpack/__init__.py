@@ -12,7 +12,7 @@ class FPSTestConditioning:
     """CONDITIONING of zeros, of seeded noise, or from a file."""
 
     @classmethod
-    def INPUT_TYPES(cls):
+    def INPUT_TYPES(cls):  # noqa: N802
         return {
             "required": {
                 "noise_seed": ("INT", {"default": 0, "min": 0, "max": 2**31, "tooltip": "0: zeros."}),
