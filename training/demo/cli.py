@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=PACK / "output" / "demo", help="where everything is written")
     parser.add_argument("--steps", type=int, help="fine-tuning steps instead of the configured ones")
     parser.add_argument("--sampler", choices=("auto", "comfyui", "diffusers"), default="auto")
+    parser.add_argument("--readme", action="store_true", help="also put table and pictures into the README")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     from ...kernels.attention import BackendError
@@ -47,27 +48,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         BackendError, CheckpointError, ComfyHostError, ConfigError, DataError, HeaderError, ModelError, VaeError,
     )  # fmt: skip
     try:
-        run(args.clip, args.out, args.steps, args.sampler, _Say())
+        run(args, _Say())
     except expected as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def run(clip: Path | None, out: Path, steps: int | None, sampler: str, say: _Say) -> None:
-    """Do the whole job and write everything into ``out``, which is emptied of an earlier run's files first."""
+def run(args: argparse.Namespace, say: _Say) -> None:
+    """Do the whole job and write everything into ``args.out``, which is emptied of an earlier run's files first."""
     from ..config import EMBEDDED, load_config
     from ..data.demo_clip import demo_clip
     from ..distributed import World, pick_device
     from ..prepare import prepare_data
     from .rows import fine_tune, measure
 
-    say("getting the clip" if clip is None else f"using {clip}")
-    clip = demo_clip(CLIP) if clip is None else clip
-    os.environ["CLIP"] = str(clip)
-    changes = [f'output.dir="{out.as_posix()}"'] + ([f"optim.steps={steps}"] if steps else [])
+    say(f"using {args.clip}" if args.clip else "getting the clip")
+    os.environ["CLIP"] = str(args.clip or demo_clip(CLIP))
+    changes = [f'output.dir="{args.out.as_posix()}"'] + ([f"optim.steps={args.steps}"] if args.steps else [])
     config = load_config(EMBEDDED, changes)
-    _empty(out)
+    _empty(args.out)
     say("decoding it and encoding latents with the tiny Wan VAE")
     dataset = prepare_data(config, World())
     grid = dataset.grid
@@ -75,19 +75,20 @@ def run(clip: Path | None, out: Path, steps: int | None, sampler: str, say: _Say
     trained = fine_tune(config, dataset.train, say)
     say("validating on the held-out part")
     rows = measure(config, trained, dataset.val, grid, say)
-    _write(config, trained, rows, grid, out, sampler, pick_device(config.device, World()), say)
+    _write(config, trained, rows, grid, args, pick_device(config.device, World()), say)
 
 
-def _write(config, trained, rows, grid, out: Path, sampler: str, device, say: _Say) -> None:
+def _write(config, trained, rows, grid, args: argparse.Namespace, device, say: _Say) -> None:
     from ..journal import plot_losses
     from . import pictures, table
     from .sampling import Request, export_models, sample_videos
     from .speed import attention_speed
 
+    out = args.out
     files = export_models(config, trained, grid, out)
     plot_losses({"dense fine-tune": trained.dense.records, "joint fine-tune": trained.joint.records}, out / "loss.png")
     request = Request(frames=config.data.frames, height=config.data.height, width=config.data.width)
-    videos, how = sample_videos(config, trained, rows, files, request, out, sampler, device, say)
+    videos, how = sample_videos(config, trained, rows, files, request, out, args.sampler, device, say)
     pictures.side_by_side({rows[key].title: seeds[0] for key, seeds in videos.items()}, out / "side_by_side.png")
     pictures.schedule_plot(config.attention.resolved(), grid, rows, request.steps, request.shift, out / "schedule.png")
     say("timing the attention alone")
@@ -98,6 +99,10 @@ def _write(config, trained, rows, grid, out: Path, sampler: str, device, say: _S
         "attention alone": attention_speed(device),
     }
     table.save(rows, facts, out)
+    if args.readme:
+        table.into_readme(PACK / "README.md", table.markdown(rows, facts))
+        for name in ("side_by_side.png", "schedule.png", "loss.png"):
+            shutil.copyfile(out / name, PACK / "docs" / "images" / name)
     print("\n" + table.markdown(rows, facts))
     say(f"done; everything is in {out}:")
     for path in sorted(p for p in out.iterdir() if p.is_file()):

@@ -59,3 +59,15 @@ CAPTION = (
     "reached, and the videos are not judged by eye. At this size (a few hundred tokens) sparse attention is not faster "
     "than dense; the last line times the attention alone at a size where it is."
 )
+
+BEGIN, END = "<!-- demo table: begin -->", "<!-- demo table: end -->"
+
+
+def into_readme(path: Path, text: str) -> None:
+    """Replace what stands between the two markers of ``path`` by ``text``; raises ValueError without markers."""
+    content = path.read_text(encoding="utf-8")
+    before, begin, rest = content.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{path.name} has no lines '{BEGIN}' and '{END}'; add them where the table belongs.")
+    path.write_text(f"{before}{BEGIN}\n{text.strip()}\n{END}{after}", encoding="utf-8")
