@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .data.video import Clip, cover_size, read_clip
+from .linear_codec import LinearCodec
+from .orthogonal import OrthogonalMomentum
 from .tiny_vae_fold import fold_whitening
-from .vae import save_vae
+from .vae import LATENT_CHANNELS, save_vae
 from .vae_pass import AutoencoderKLWan, decode_whole, encode_whole
 
 _log = logging.getLogger(__name__)
@@ -33,58 +35,62 @@ BASE_DIM = 8
 class FitOptions:
     """What a fit depends on; equal options and an equal clip give an equal file on one torch build."""
 
-    steps: int = 4000
-    lr: float = 3e-3
-    warmup: int = 100
+    steps: int = 2600
+    lr: float = 4e-2  # of the convolutions; the few other parameters take AdamW's rate below
+    lr_rest: float = 3e-3
+    warmup: int = 20
+    constant: float = 0.35  # share of the steps at the full rate; from there it falls linearly
+    taught: float = 0.15  # share of the steps in which the decoder reads the teacher's latents
+    anchor: float = 0.02  # weight of the teacher's latents afterwards
     holdout: float = 0.375  # the end of the clip, longer than one 29-frame sample at 16 fps
     seed: int = 0
     noise: float = 0.05  # on the latents, so that the decoder takes what a diffusion model makes of them
-    latent_penalty: float = 1e-3
-    ema: float = 0.995
+    ema: float = 0.99
     bf16: bool = True
-    log_every: int = 400
+    log_every: int = 200
 
 
 # (share, batch, frames, height, width): many short crops for texture, some long or wide ones for time and attention
 _CROPS = (
-    (0.50, 1, 9, 64, 64),
-    (0.20, 1, 17, 48, 64),
-    (0.20, 1, 5, 96, 96),
-    (0.10, 4, 1, 64, 64),
+    (0.64, 1, 9, 64, 64),
+    (0.18, 1, 17, 48, 64),
+    (0.18, 1, 5, 96, 96),
 )
-_SPATIAL_SHARE = 0.06  # of the steps, at the start, on single frames: they are cheap and teach colors and edges
 
 
 def fit(clip_path: Path, out: Path, options: FitOptions, *, resume: bool = True) -> dict[str, str]:
     """Train, fold, write ``out`` and return its metadata. State is kept beside ``out`` until the fit is complete."""
     clip = read_clip(clip_path, sizes=lambda source: [cover_size(source, HEIGHT, WIDTH, s) for s in SCALES])
-    train_end = math.floor(clip.length * (1 - options.holdout))
-    pyramid = [torch.from_numpy(frames[:train_end]) for frames in clip.frames]
-    held_out = held_out_samples(clip, options.holdout)
+    pyramid = [torch.from_numpy(frames[: train_length(clip, options.holdout)]) for frames in clip.frames]
+    held_out = [samples[::5] for samples in held_out_samples(clip, options.holdout)]
+    teacher = LinearCodec(_whole_windows(pyramid, clip.fps), LATENT_CHANNELS)
 
     torch.manual_seed(options.seed)
     vae = AutoencoderKLWan(base_dim=BASE_DIM)
     silence_variance(vae)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=options.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizers = _optimizers(vae, options)
     average = {name: p.detach().clone() for name, p in vae.named_parameters()}
     state_path = out.with_name(out.name + ".resume")
     step = 0
     if resume and state_path.is_file():
         state = torch.load(state_path, weights_only=True)
         vae.load_state_dict(state["vae"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         average, step = state["average"], state["step"]
         _log.info("resumed at step %d", step)
 
     started, spent = time.monotonic(), 0
     bar = tqdm(total=options.steps, initial=step, desc="tiny VAE", mininterval=5)
     while step < options.steps:
-        for group in optimizer.param_groups:
-            group["lr"] = _lr(options, step)
-        loss = _step(vae, _crops(pyramid, options, step, clip.fps), options, step)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * _rate(options, step)
+        loss = _step(vae, teacher, _crops(pyramid, options, step, clip.fps), options, step)
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         step, spent = step + 1, spent + 1
         decay = min(options.ema, (1 + step) / (10 + step))
         with torch.no_grad():
@@ -92,14 +98,12 @@ def fit(clip_path: Path, out: Path, options: FitOptions, *, resume: bool = True)
                 average[name].lerp_(p, 1 - decay)
         bar.update(1)
         if step % options.log_every == 0 or step == options.steps:
-            psnr = [held_out_psnr(_averaged(vae, average), samples) for samples in held_out]
+            twin = _averaged(vae, average)
+            psnr = ", ".join(f"{held_out_psnr(twin, samples, bf16=True):.2f}" for samples in held_out)
             per_step = 1000 * (time.monotonic() - started) / spent
-            text = ", ".join(f"{value:.2f}" for value in psnr)
-            _log.info("step %d  loss %.4f  held-out PSNR %s dB  %.0f ms/step", step, loss, text, per_step)
-            _save_state(
-                state_path,
-                {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step},
-            )
+            _log.info("step %d  loss %.4f  held-out PSNR %s dB  %.0f ms/step", step, loss, psnr, per_step)
+            saved = [optimizer.state_dict() for optimizer in optimizers]
+            _save_state(state_path, {"vae": vae.state_dict(), "optimizers": saved, "average": average, "step": step})
     bar.close()
     metadata = export(_averaged(vae, average), clip, out, options, step)
     state_path.unlink(missing_ok=True)
@@ -110,7 +114,7 @@ def export(vae: AutoencoderKLWan, clip: Clip, out: Path, options: FitOptions, st
     """Fold the training part's latent statistics into ``vae``, measure it as written, and write it to ``out``."""
     windows = _statistics_windows(clip, options.holdout)
     spread = fold_whitening(vae, windows)
-    vae.to(torch.bfloat16).float()  # measured as stored
+    torch.nn.Module.to(vae, torch.bfloat16).float()  # measured as stored
     psnr = [held_out_psnr(vae, samples) for samples in held_out_samples(clip, options.holdout)]
     metadata = {
         "fpsattention.clip": CREDIT,
@@ -154,12 +158,14 @@ def held_out_samples(clip: Clip, holdout: float) -> list[Tensor]:
 
 
 @torch.no_grad()
-def held_out_psnr(vae: AutoencoderKLWan, samples: Tensor) -> float:
+def held_out_psnr(vae: AutoencoderKLWan, samples: Tensor, *, bf16: bool = False) -> float:
     """Return the PSNR in dB of ``vae``'s reconstruction over all of ``samples`` (n, 3, T, H, W) in [-1, 1]."""
     error = 0.0
     for video in samples.split(1):
-        mean = encode_whole(vae, video)[:, : vae.config.z_dim]
-        error += (decode_whole(vae, mean).clamp(-1, 1) - video).div(2).square().mean().item()
+        video = video.contiguous(memory_format=torch.channels_last_3d)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            result = decode_whole(vae, encode_whole(vae, video)[:, : vae.config.z_dim])
+        error += (result.float().clamp(-1, 1) - video).div(2).square().mean().item()
     return -10 * math.log10(error / len(samples))
 
 
@@ -175,27 +181,46 @@ def silence_variance(vae: AutoencoderKLWan) -> None:
         vae.quant_conv.bias[vae.config.z_dim :] = -20.0
 
 
-def _step(vae: AutoencoderKLWan, video: Tensor, options: FitOptions, step: int) -> float:
+def train_length(clip: Clip, holdout: float) -> int:
+    """Return how many of ``clip``'s first frames may be trained on."""
+    return math.floor(clip.length * (1 - holdout))
+
+
+def _step(vae: AutoencoderKLWan, teacher: LinearCodec, video: Tensor, options: FitOptions, step: int) -> float:
     video = video.contiguous(memory_format=torch.channels_last_3d)
     generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
+    target = teacher.encode(video)
+    taught = step < options.taught * options.steps
     with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
         latents = encode_whole(vae, video)[:, : vae.config.z_dim]
-        noise = torch.randn(latents.shape, generator=generator, dtype=torch.float32)
-        result = decode_whole(vae, latents + options.noise * noise)
+        noise = options.noise * torch.randn(target.shape, generator=generator)
+        result = decode_whole(vae, (target if taught else latents) + noise)
     difference = result.float() - video
     loss = difference.abs().mean() + 4 * difference.square().mean()
-    (loss + options.latent_penalty * latents.float().square().mean()).backward()
+    distance = (latents.float() - target).square().mean()
+    (loss + (1.0 if taught else options.anchor) * distance).backward()
     return loss.item()
+
+
+def _optimizers(vae: AutoencoderKLWan, options: FitOptions) -> list[torch.optim.Optimizer]:
+    """Return the optimizers: orthogonalized momentum for inner convolutions, AdamW for the ends, norms and biases."""
+    ends = ("quant_conv", "post_quant_conv", "decoder.conv_out")
+    inner = {n: p for n, p in vae.named_parameters() if n.endswith("weight") and not n.startswith(ends)}
+    rest = [p for n, p in vae.named_parameters() if n not in inner]
+    optimizers: list[torch.optim.Optimizer] = [
+        OrthogonalMomentum(inner.values(), lr=options.lr),
+        torch.optim.AdamW(rest, lr=options.lr_rest, betas=(0.9, 0.99), weight_decay=0.0),
+    ]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
 
 
 def _crops(pyramid: list[Tensor], options: FitOptions, step: int, fps: float) -> Tensor:
     """Return the training batch of ``step``: random crops, flips, scales and clip rates, the same in every run."""
     rng = np.random.default_rng((options.seed, step))
-    if step < _SPATIAL_SHARE * options.steps:
-        _, batch, frames, height, width = _CROPS[-1]
-    else:
-        choice = rng.choice(len(_CROPS), p=[crop[0] for crop in _CROPS])
-        _, batch, frames, height, width = _CROPS[choice]
+    _, batch, frames, height, width = _CROPS[rng.choice(len(_CROPS), p=[crop[0] for crop in _CROPS])]
     weights = np.array([1 / scale for scale in SCALES])
     samples = []
     for _ in range(batch):
@@ -226,13 +251,20 @@ def _statistics_windows(clip: Clip, holdout: float) -> list[Tensor]:
     return windows
 
 
+def _whole_windows(pyramid: list[Tensor], fps: float) -> list[Tensor]:
+    """Return one whole-picture window (3, T, H, W) in [-1, 1] per level, at the sample rate."""
+    return [
+        to_video(level[_indices(0, int((len(level) - 1) * FPS / fps) // 4 * 4 + 1, fps / FPS)]) for level in pyramid
+    ]
+
+
 def _indices(start: int, frames: int, stride: float) -> np.ndarray:
     return start + np.floor(np.arange(frames) * stride + 0.5).astype(int)
 
 
-def _lr(options: FitOptions, step: int) -> float:
-    warm = min(1.0, (step + 1) / options.warmup)
-    return options.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / options.steps)))
+def _rate(options: FitOptions, step: int) -> float:
+    done = step / options.steps
+    return min(1.0, (step + 1) / options.warmup, max(0.01, (1 - done) / (1 - options.constant)))
 
 
 def _averaged(vae: AutoencoderKLWan, average: dict[str, Tensor]) -> AutoencoderKLWan:

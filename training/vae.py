@@ -38,7 +38,7 @@ def load_vae(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Autoenc
         vae = _load_single(path)
     else:
         raise VaeError(f"{path}: no such VAE; give a .safetensors file or a diffusers folder.")
-    return vae.to(dtype).eval().requires_grad_(False)
+    return torch.nn.Module.to(vae, dtype).eval().requires_grad_(False)
 
 
 def save_vae(

@@ -1,0 +1,1 @@
+"""Videos in, cached latents and text embeddings out."""

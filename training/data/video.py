@@ -15,23 +15,14 @@ import av
 import numpy as np
 from av.video.frame import VideoFrame
 
+from .errors import VideoError
+
 Size = tuple[int, int]
 SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".gif", ".ts")
 
 _BT601, _BT709 = 5, 1  # FFmpeg's AVColorSpace numbers
 _UNSPECIFIED = 2
 _HD_HEIGHT = 720  # players take untagged video of this height or more as BT.709
-
-
-class VideoError(ValueError):
-    """A clip that cannot be used, in one sentence. ``decoded`` is the number of frames read before it failed."""
-
-    def __init__(self, message: str, decoded: int = 0) -> None:
-        super().__init__(message)
-        self.decoded = decoded
-
-    def __reduce__(self) -> tuple[type, tuple[str, int]]:
-        return type(self), (str(self), self.decoded)
 
 
 @dataclass(frozen=True)

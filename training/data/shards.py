@@ -1,0 +1,73 @@
+"""Cached tensors on disk: safetensors files that appear whole or not at all, and that are verified before use."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import zlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_log = logging.getLogger(__name__)
+
+VERSION = "1"
+
+
+def key_of(**parts: object) -> str:
+    """Return a short stable key of everything that a cached tensor depends on."""
+    text = "\n".join(f"{name}={parts[name]!r}" for name in sorted(parts))
+    return hashlib.sha256(f"{VERSION}\n{text}".encode()).hexdigest()[:32]
+
+
+def write_shard(path: Path, tensor: Tensor, key: str) -> None:
+    """Write ``tensor`` under ``key`` to ``path``, atomically; an interrupted write leaves no file of that name."""
+    tensor = tensor.contiguous().cpu()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file({"data": tensor}, temporary, {"key": key, "crc32": _checksum(tensor)})
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_shard(path: Path, key: str, shape: tuple[int | None, ...]) -> bool:
+    """Return True if ``path`` holds the whole tensor of ``key``; a damaged file is named once and counts as absent.
+
+    ``shape`` may have None for an extent that is not known.
+    """
+    if not path.is_file():
+        return False
+    reason = None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensor = file.get_tensor("data")
+        if metadata.get("key") != key:
+            reason = "it belongs to other settings"
+        elif len(tensor.shape) != len(shape) or any(n not in (None, m) for n, m in zip(shape, tensor.shape)):
+            reason = f"its shape is {tuple(tensor.shape)}"
+        elif metadata.get("crc32") != _checksum(tensor):
+            reason = "its content does not match its checksum"
+    except (SafetensorError, OSError) as error:
+        reason = str(error)
+    if reason:
+        _log.warning("%s: the cached file is damaged (%s) and is made again", path, reason)
+    return reason is None
+
+
+def read_shard(path: Path) -> Tensor:
+    """Return the tensor of a file that was checked before."""
+    with safe_open(path, "pt") as file:
+        return file.get_tensor("data")
+
+
+def _checksum(tensor: Tensor) -> str:
+    return f"{zlib.crc32(tensor.view(-1).view(torch.uint8).numpy()):08x}" if tensor.numel() else "empty"
