@@ -21,17 +21,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     # Imported here, so that --help answers at once.
     from ..kernels.attention import BackendError
-    from ..kernels.checkpoint import HeaderError
+    from ..kernels.checkpoint import CheckpointError, HeaderError
     from ..kernels.schedule import ScheduleError
     from .config import ConfigError
     from .config_file import load_config, to_toml
     from .data.errors import DataError
     from .loop import NonFiniteError
     from .names import ModelError
-    from .state import CheckpointError
+    from .state import SnapshotError
     from .vae import VaeError
 
-    expected = (BackendError, CheckpointError, ConfigError, DataError, HeaderError, ModelError, ScheduleError, VaeError)
+    expected = (
+        BackendError, CheckpointError, ConfigError, DataError, HeaderError, ModelError, ScheduleError, SnapshotError,
+        VaeError,
+    )  # fmt: skip
     try:
         config = load_config(args.config, args.set)
         if args.print_config:
@@ -69,7 +72,7 @@ def _train(config, resume: str) -> int:
     from .distributed import open_world
     from .export import export_run
     from .loop import fit
-    from .prepare import check_backend, prepare_data
+    from .prepare import check_backend, data_grid, prepare_data
     from .stopping import StopFlag
 
     world = open_world(config.device)
@@ -77,14 +80,22 @@ def _train(config, resume: str) -> int:
         if not world.is_main:
             logging.getLogger().setLevel(logging.ERROR)
         check_backend(config, world)
-        dataset = prepare_data(config, world)
+        data = prepare_data(config, world)
         with StopFlag().on_signals() as stop:
-            result = fit(config, dataset.train, dataset.val, resume=resume, world=world, stop=stop)
+            result = fit(
+                config,
+                data.dataset.train,
+                data.dataset.val,
+                resume=resume,
+                empty_text=data.empty_text,
+                world=world,
+                stop=stop,
+            )
         if result.stopped:
             _log.info("stopped at step %d after saving; go on with --resume auto", result.step)
             return EXIT_STOPPED
         if world.is_main:
-            path = export_run(config, result)
+            path = export_run(config, result, data_grid(config.data))
             held_out = f", held-out loss {result.validation.loss:.4f}" if result.validation else ""
             plot = Path(config.output.dir) / "loss.png"
             print(f"{result.step} steps in {result.seconds:.0f} s{held_out}; {path}; {plot}")

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from ..kernels.attention import resolve_backend
+from ..kernels.grid import TokenGrid
 from .config import RunConfig
-from .names import WanShape
+from .data.errors import VideoError
+from .data.sampling import part_range
+from .data.settings import DataConfig
+from .data.video import SUFFIXES, probe
+from .distributed import World, pick_device
+from .names import HEAD_DIM, WanShape
+from .prepare import compute_dtype, data_grid, planned_shape
 
 # Bytes that autograd keeps per token and block, measured on diffusers' Wan with torch's saved-tensor hooks:
 # (per channel of dim, per channel of ffn).
@@ -13,6 +22,7 @@ SAVED = {"fp32": (88, 8), "bf16": (68, 4)}
 # Outside the blocks, per channel of dim.
 SAVED_OUTSIDE = 17
 DENSITY_SAMPLES = 400
+PROBED_CLIPS = 200
 
 
 @dataclass(frozen=True)
@@ -44,3 +54,107 @@ def estimate_memory(config: RunConfig, shape: WanShape, tokens: int) -> Memory:
         activations = shape.layers * block
     activations = config.optim.batch * (activations + SAVED_OUTSIDE * shape.dim * tokens)
     return Memory(weights, weights, 2 * weights, weights if config.ema else 0, activations)
+
+
+def phase_table(config: RunConfig, grid: TokenGrid, heads: int) -> tuple[list[str], float]:
+    """Return one line per phase, and the mean density over the training's noise levels."""
+    attention = config.attention.resolved()
+    sigmas = config.flow.resolved().quantiles(DENSITY_SAMPLES)
+    plans = attention.plans(grid, heads)
+    lines, mean = [], 0.0
+    for index, phase in enumerate(attention.schedule.phases):
+        inside = [sigma for sigma in sigmas if attention.phase(sigma) == index]
+        share = len(inside) / len(sigmas)
+        text = f"  sigma >= {phase.until:.2f}  {phase.attention:<5} "
+        if plans is None or phase.attention == "dense":
+            density: float | None = 1.0
+            text += f"{'':<30}"
+        else:
+            facts = plans.describe(phase.until)
+            density = facts["density"]
+            tile = "x".join(map(str, facts["tile"]))
+            text += f"{facts['granularity'] or '-':<5} {facts['window']:<12} {facts['tiles']} tiles of {tile}".ljust(30)
+        shown = "chosen online" if density is None else f"density {density:6.1%}"
+        lines.append(f"{text}  {shown}  {share:4.0%} of the training steps")
+        mean += share * (1.0 if density is None else density)
+    return lines, mean
+
+
+def describe_run(config: RunConfig) -> str:
+    """Return the plan as text. Raises ModelError if the model's file cannot be used; missing data are only named."""
+    shape, grid = planned_shape(config), data_grid(config.data)
+    lines, mean = phase_table(config, grid, shape.heads)
+    memory = estimate_memory(config, shape, grid.video)
+    optim, data = config.optim, config.data
+    seconds = data.frames / data.fps
+    out = [
+        f"model        {config.model.path or 'random weights'}",
+        f"             {shape.parameters / 1e6:,.2f} M parameters: dim {shape.dim} "
+        f"({shape.heads} heads of {HEAD_DIM}), ffn {shape.ffn_dim}, {shape.layers} layers",
+        f"sample       {data.frames} frames of {data.width} x {data.height} at {data.fps:g} fps ({seconds:.2f} s)",
+        f"             {grid.video:,} tokens: grid {grid.t} x {grid.h} x {grid.w}",
+        f"attention    {_backend(config)}",
+        *lines,
+        f"             mean density over the training steps {mean:.1%}",
+        f"training     {optim.steps} steps of {optim.batch} x {optim.accumulate} samples, lr {optim.lr:g} "
+        f"({optim.decay}, warm-up {optim.warmup}), shift {config.flow.shift:g}",
+        f"memory       {_size(memory.total)}: weights {_size(memory.weights)}, gradients {_size(memory.gradients)}, "
+        f"optimizer {_size(memory.optimizer)}, average {_size(memory.average)}, "
+        f"activations {_size(memory.activations)}" + (" (checkpointed)" if config.activation_checkpointing else ""),
+        f"data         {_clips(data)}",
+        f"vae          {config.vae.path}{_missing(config.vae.path)}",
+        f"checkpoints  {config.checkpoint.dir}: {config.checkpoint.keep} x "
+        f"{_size(memory.weights + memory.optimizer + memory.average)}",
+        f"output       {Path(config.output.dir) / config.output.name}.safetensors: "
+        f"{_size(shape.parameters * (2 if config.output.dtype == 'bf16' else 4))}",
+    ]
+    return "\n".join(out)
+
+
+def _backend(config: RunConfig) -> str:
+    attention = config.attention.resolved()
+    kinds = sorted({phase.attention for phase in attention.schedule.phases} - {"dense"})
+    if not kinds:
+        return "dense throughout"
+    device = pick_device(config.device, World())
+    said = []
+    for kind in kinds:
+        name, note = resolve_backend(attention.backend, device, compute_dtype(config), HEAD_DIM, kind)
+        said.append(f"{kind} on {name} ({device.type})" + (f"; {note}" if note else ""))
+    return ", ".join(said)
+
+
+def _clips(config: DataConfig) -> str:
+    root = Path(config.videos).expanduser()
+    if root.is_file():
+        paths = [root]
+    elif root.is_dir():
+        paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    else:
+        return f"{root} (not there yet)"
+    usable, train, val = 0, 0, 0
+    for path in paths[:PROBED_CLIPS]:
+        try:
+            found = probe(path)
+        except VideoError:
+            continue
+        length = int(found.frames * config.fps / found.fps)
+        usable += 1
+        train += bool(part_range(config, length, "train"))
+        val += bool(config.holdout and part_range(config, length, "val"))
+    looked = f" of the first {PROBED_CLIPS}" if len(paths) > PROBED_CLIPS else ""
+    return (
+        f"{root}: {len(paths)} clips{looked}, {usable} readable, {train} long enough to train "
+        f"({config.samples_per_clip} samples each), {val} to validate ({config.val_samples_per_clip} each)"
+    )
+
+
+def _missing(path: str) -> str:
+    return "" if Path(path).expanduser().exists() else " (not there yet)"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit in ("B", "KiB") else f"{count:,.1f} {unit}"
+        count /= 1024

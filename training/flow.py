@@ -62,15 +62,27 @@ class Draw:
     sigma: float
 
 
-def draw(sample: dict, flow: Flow, seed: int, epoch: int, index: int, text_dropout: float = 0.0) -> Draw:
-    """Return the sample with its own sigma and noise, the same on every machine and at every world size."""
+def draw(
+    sample: dict,
+    flow: Flow,
+    seed: int,
+    epoch: int,
+    index: int,
+    text_dropout: float = 0.0,
+    empty_text: torch.Tensor | None = None,
+) -> Draw:
+    """Return the sample with its own sigma and noise, the same on every machine and at every world size.
+
+    With probability ``text_dropout`` the text is replaced by ``empty_text`` (zeros if None).
+    """
     generator = sample_generator(seed, epoch, index)
     sigma = flow.draw_sigma(generator)
-    drop = float(torch.rand((), generator=generator, dtype=torch.float64)) < text_dropout
-    latent = sample["latent"].float()
+    dropped = float(torch.rand((), generator=generator, dtype=torch.float64)) < text_dropout
+    latent, text = sample["latent"].float(), sample["text"]
     noise = torch.randn(latent.shape, generator=generator)
-    text = sample["text"]
-    return Draw(latent, torch.zeros_like(text) if drop else text, noise, sigma)
+    if dropped:
+        text = torch.zeros_like(text) if empty_text is None else empty_text
+    return Draw(latent, text, noise, sigma)
 
 
 def noisy(latent: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

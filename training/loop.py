@@ -67,6 +67,7 @@ def fit(
     *,
     model: WanTransformer3DModel | None = None,
     resume: str = "none",
+    empty_text: torch.Tensor | None = None,
     progress: str | None = "training",
     world: World | None = None,
     stop: StopFlag | None = None,
@@ -75,7 +76,8 @@ def fit(
     """Train and return the result; ``train`` and ``val`` hold ``{'latent': (16, T, H, W), 'text': (L, D)}``.
 
     ``model`` (changed in place) replaces the one that the configuration names. ``resume`` is 'none', 'auto' (newest
-    complete checkpoint, else from the start) or a checkpoint directory. ``progress`` is the bar's label, None for no
+    complete checkpoint, else from the start) or a checkpoint directory. ``empty_text`` (zeros if None) is what a
+    dropped text becomes. ``progress`` is the bar's label, None for no
     bar. Two runs that differ in ``config.attention`` only see the same batches, noise and sigmas.
     Raises ConfigError, SnapshotError or ModelError (one sentence), NonFiniteError after repeated bad steps.
     """
@@ -97,7 +99,7 @@ def fit(
     saved, stopped = run.step, False
     try:
         while run.step < steps and not stopped:
-            record = train_step(config, run, train, attention, world, device)
+            record = train_step(config, run, train, attention, world, device, empty_text)
             if config.validation.every and run.step % config.validation.every == 0 and run.step < steps and len(val):
                 record["validation"] = measure().loss
             journal.add(record)
@@ -111,8 +113,7 @@ def fit(
                 saved = _save(config, run, world) or saved
         if saved != run.step and not stopped:
             _save(config, run, world)
-        with averaged(run):
-            final = measure() if len(val) and not stopped and world.is_main else None
+        final = measure() if len(val) and not stopped and world.is_main else None
     finally:
         bar.close()
         journal.close()
@@ -133,12 +134,13 @@ def train_step(
     attention: SparseAttention,
     world: World,
     device: torch.device,
+    empty_text: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """Take one optimizer step and return its log record; a step that is not finite changes no weight.
 
     Raises NonFiniteError after ``optim.nonfinite_limit`` such steps in a row.
     """
-    start, optim = time.monotonic(), config.optim
+    start, optim, flow = time.monotonic(), config.optim, config.flow.resolved()
     rate = optim.rate(run.step)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
@@ -148,8 +150,7 @@ def train_step(
     for first in range(0, len(samples), optim.batch):
         chosen = samples[first : first + optim.batch]
         micro = [
-            draw(train[i], config.flow.resolved(), config.seed, epoch, i, config.flow.text_dropout)
-            for epoch, i in chosen
+            draw(train[i], flow, config.seed, epoch, i, config.flow.text_dropout, empty_text) for epoch, i in chosen
         ]
         draws += micro
         total += backward(config, run.model, attention, micro, len(samples) * world.size, device)
@@ -227,17 +228,18 @@ class Measure:
         self.config, self.val, self.run = config, val, run
 
     def __call__(self) -> Validation:
-        """Return the validation loss of the current weights under the run's own attention."""
+        """Return the validation loss of the weights as they would be exported, under the run's own attention."""
         section = self.config.validation
-        return validate(
-            self.run.model,
-            self.val,
-            sigmas=section.sigmas,
-            attention=self.config.attention.resolved(),
-            seed=section.seed,
-            batch=section.batch,
-            dtype=self.config.dtype,
-        )
+        with averaged(self.run):
+            return validate(
+                self.run.model,
+                self.val,
+                sigmas=section.sigmas,
+                attention=self.config.attention.resolved(),
+                seed=section.seed,
+                batch=section.batch,
+                dtype=self.config.dtype,
+            )
 
 
 @contextlib.contextmanager

@@ -130,11 +130,12 @@ def original_state(model: WanTransformer3DModel, dtype: torch.dtype | None = Non
 
 
 def keep_full_precision(model: WanTransformer3DModel) -> None:
-    """Make the time embedding and the output head compute in float32 under autocast, as Wan does; norms already do."""
+    """Make time embedding, q/k norms and the head compute in float32 under autocast; the other norms do already."""
     for module in (
         model.condition_embedder.time_embedder,
         model.condition_embedder.time_proj,
         model.proj_out,
+        *(norm for block in model.blocks for a in (block.attn1, block.attn2) for norm in (a.norm_q, a.norm_k)),
     ):
         if getattr(module, "_full_precision", False):
             continue

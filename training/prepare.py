@@ -3,15 +3,50 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from ..kernels.attention import resolve_backend
+from ..kernels.grid import TokenGrid
 from .config import RunConfig
+from .data.cache import build_cache
+from .data.dataset import LatentDataset
+from .data.settings import DataConfig
+from .data.text import read_text, text_files
 from .distributed import World, pick_device
-from .names import HEAD_DIM
+from .model import read_shape
+from .names import HEAD_DIM, WanShape
+from .vae import VaeError, load_vae, vae_hash
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The cached samples, and the embedding of no text."""
+
+    dataset: LatentDataset
+    empty_text: torch.Tensor
+
+
+def compute_dtype(config: RunConfig) -> torch.dtype:
+    """Return the dtype that attention sees."""
+    return torch.float32 if config.dtype == "fp32" else torch.bfloat16
+
+
+def planned_shape(config: RunConfig) -> WanShape:
+    """Return the model's shape without loading weights; raises ModelError."""
+    section = config.model
+    if section.init == "random":
+        return WanShape(section.dim, section.ffn_dim, section.layers, text_dim=section.text_dim)
+    return read_shape(section.path)
+
+
+def data_grid(config: DataConfig) -> TokenGrid:
+    """Return the token grid of the samples that a configuration cuts."""
+    return TokenGrid((config.frames - 1) // 4 + 1, config.height // 16, config.width // 16)
 
 
 def check_backend(config: RunConfig, world: World) -> None:
@@ -20,9 +55,30 @@ def check_backend(config: RunConfig, world: World) -> None:
     Raises BackendError when one cannot run: training never falls back to dense attention.
     """
     device = pick_device(config.device, world)
-    dtype = torch.float32 if config.dtype == "fp32" else torch.bfloat16
     attention = config.attention.resolved()
-    kinds = {phase.attention for phase in attention.schedule.phases if phase.attention != "dense"}
+    kinds = {phase.attention for phase in attention.schedule.phases} - {"dense"}
     for kind in sorted(kinds):
-        name, note = resolve_backend(attention.backend, device, dtype, HEAD_DIM, kind)
+        name, note = resolve_backend(attention.backend, device, compute_dtype(config), HEAD_DIM, kind)
         _log.info("%s attention runs on %s%s", kind, name, f": {note}" if note else "")
+
+
+def prepare_data(config: RunConfig, world: World, *, progress: bool = True) -> Prepared:
+    """Return the cached data; rank 0 builds what is missing while the others wait.
+
+    Raises DataError or VaeError with one sentence.
+    """
+    device = pick_device(config.device, world)
+    if not Path(config.vae.path).exists():
+        raise VaeError(f"{config.vae.path}: no such VAE; set vae.path to a .safetensors file or a diffusers folder")
+    identity = vae_hash(config.vae.path)
+    for turn in ("main", "others"):
+        if world.is_main == (turn == "main"):
+            dataset = build_cache(
+                config.data,
+                lambda: load_vae(config.vae.path).to(device),
+                identity,
+                progress=progress and world.is_main,
+            )
+        world.barrier()
+    files = text_files(config.data, [""], Path(config.data.cache).expanduser())
+    return Prepared(dataset, read_text(files.get(""), config.data.text_length))
