@@ -12,10 +12,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from ..kernels.attention import BACKENDS
 from ..kernels.presets import PRESETS, preset
 from ..kernels.schedule import Schedule, ScheduleError
-from .attention import SparseAttention
 from .data.settings import DataConfig
 from .flow import Flow
 from .names import HEAD_DIM
+from .sparse import SparseAttention
 
 
 class ConfigError(ValueError):

@@ -13,6 +13,10 @@ import torch
 import torch.distributed as dist
 
 
+class DeviceError(ValueError):
+    """A device that is not there; the message is one sentence."""
+
+
 @dataclass(frozen=True)
 class World:
     """This process's place among the ranks."""
@@ -64,15 +68,15 @@ def open_world(device: str) -> World:
 
 
 def pick_device(device: str, world: World) -> torch.device:
-    """Return the device of this rank; raises ValueError with one sentence if it is not there."""
+    """Return the device of this rank; raises DeviceError with one sentence if it is not there."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda"):
         if not torch.cuda.is_available():
-            raise ValueError(f"device is '{device}' but torch sees no CUDA device; set device = 'cpu'")
+            raise DeviceError(f"device is '{device}' but torch sees no CUDA device; set device = 'cpu'")
         index = world.local_rank if ":" not in device or world.size > 1 else int(device.split(":")[1])
         if index >= torch.cuda.device_count():
-            raise ValueError(f"device cuda:{index} does not exist, torch sees {torch.cuda.device_count()}")
+            raise DeviceError(f"device cuda:{index} does not exist, torch sees {torch.cuda.device_count()}")
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
     return torch.device("cpu")

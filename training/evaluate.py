@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from .attention import DENSE, SparseAttention, attention_state
+from .attention import attention_state
 from .flow import noisy, sample_generator, timestep, velocity_loss
 from .model import WanTransformer3DModel, autocast
+from .sparse import DENSE, SparseAttention
 
 
 @dataclass(frozen=True)

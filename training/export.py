@@ -8,10 +8,11 @@ import torch
 
 from ..kernels.checkpoint import Header, write_checkpoint
 from ..kernels.grid import TokenGrid, choose_tiling
-from .attention import DENSE, SparseAttention
 from .config import RunConfig
+from .files import file_sha256
 from .loop import FitResult
-from .model import WanTransformer3DModel, file_sha256, original_state
+from .model import WanTransformer3DModel, original_state
+from .sparse import DENSE, SparseAttention
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TRAINER = "fpsattention 0.1.0"

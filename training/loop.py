@@ -15,7 +15,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from .attention import SparseAttention, StepState, attention_state
+from .attention import StepState, attention_state
 from .config import RunConfig
 from .data.order import order
 from .distributed import World, pick_device
@@ -24,6 +24,7 @@ from .flow import Draw, draw, noisy, timestep, velocity_loss
 from .journal import Journal, plot_losses
 from .model import WanTransformer3DModel, autocast, keep_full_precision, starting_model
 from .resume import capture, restore
+from .sparse import SparseAttention
 from .state import save_snapshot
 from .stopping import StopFlag
 

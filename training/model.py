@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from ..kernels.checkpoint import HeaderError, read_metadata
-from .names import HEAD_DIM, ModelError, WanShape, original_names, shape_of, strip_prefix, to_diffusers
+from .names import HEAD_DIM, WanShape, original_names, read_shape, strip_prefix, to_diffusers
 from .torchvision_guard import hide_broken_torchvision
 
 hide_broken_torchvision()
@@ -21,30 +19,6 @@ except (ImportError, RuntimeError) as error:  # pragma: no cover - depends on th
     raise ImportError(
         f"the trainer needs diffusers 0.39 to 0.42 (pip install -r training/requirements.txt): {error}"
     ) from error
-
-
-def read_shape(path: str | Path) -> WanShape:
-    """Return the model's shape from the file's header alone; raises ModelError with one sentence."""
-    try:
-        _, tensors = read_metadata(path)
-    except HeaderError as error:
-        raise ModelError(str(error)) from None
-    names = strip_prefix(tensors)
-    return shape_of({names[name]: tuple(spec[1]) for name, spec in tensors.items()}, str(path))
-
-
-def file_sha256(path: str | Path) -> str:
-    """Return the file's SHA-256 as hex."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file) -> str:
-    # hashlib.file_digest exists from Python 3.11 on.
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def build(shape: WanShape) -> WanTransformer3DModel:

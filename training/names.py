@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from ..kernels.checkpoint import HeaderError, read_metadata
 
 PREFIX = "model.diffusion_model."
 HEAD_DIM = 128
@@ -137,6 +140,16 @@ def shape_of(tensors: Mapping[str, tuple[int, ...]], source: str) -> WanShape:
             "(a scaled FP8 file or another variant); give the full-precision file"
         )
     return shape
+
+
+def read_shape(path: str | Path) -> WanShape:
+    """Return the model's shape from the file's header alone; raises ModelError with one sentence."""
+    try:
+        _, tensors = read_metadata(path)
+    except HeaderError as error:
+        raise ModelError(str(error)) from None
+    names = strip_prefix(tensors)
+    return shape_of({names[name]: tuple(spec[1]) for name, spec in tensors.items()}, str(path))
 
 
 def to_diffusers(tensors: Mapping[str, Any]) -> dict[str, Any]:

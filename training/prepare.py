@@ -14,11 +14,9 @@ from .config import RunConfig
 from .data.cache import build_cache
 from .data.dataset import LatentDataset
 from .data.settings import DataConfig
-from .data.text import read_text, text_files
+from .data.text import TEXT_DIM, ZEROS, read_text, text_files
 from .distributed import World, pick_device
-from .model import read_shape
-from .names import HEAD_DIM, WanShape
-from .vae import VaeError, load_vae, vae_hash
+from .names import HEAD_DIM, ModelError, WanShape, read_shape
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +47,13 @@ def data_grid(config: DataConfig) -> TokenGrid:
     return TokenGrid((config.frames - 1) // 4 + 1, config.height // 16, config.width // 16)
 
 
+def check_model(config: RunConfig) -> None:
+    """Refuse a model that cannot be trained before data are prepared for it; raises ModelError."""
+    shape = planned_shape(config)
+    if config.data.text_encoder != ZEROS and shape.text_dim != TEXT_DIM:
+        raise ModelError(f"the model takes text of width {shape.text_dim}, UMT5 gives {TEXT_DIM}; use another model")
+
+
 def check_backend(config: RunConfig, world: World) -> None:
     """Ask every sparse phase's backend before anything is loaded, and say what runs in place of what.
 
@@ -68,6 +73,8 @@ def prepare_data(config: RunConfig, world: World, *, progress: bool = True) -> P
     Raises DataError or VaeError with one sentence.
     """
     device = pick_device(config.device, world)
+    from .vae import VaeError, load_vae, vae_hash  # brings diffusers, which a dry run does without
+
     if not Path(config.vae.path).exists():
         raise VaeError(f"{config.vae.path}: no such VAE; set vae.path to a .safetensors file or a diffusers folder")
     identity = vae_hash(config.vae.path)

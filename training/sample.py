@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .attention import DENSE, SparseAttention, attention_state, latent_grid
+from .attention import attention_state
 from .flow import shifted, timestep
 from .model import WanTransformer3DModel, autocast
+from .sparse import DENSE, SparseAttention, latent_grid
 
 
 def sampling_sigmas(steps: int, shift: float) -> list[float]:

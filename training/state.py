@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .model import file_sha256
+from .files import file_sha256
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"^step-(\d{6,})$")

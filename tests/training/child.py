@@ -1,6 +1,6 @@
 """A training process to be killed: trains the configuration given as JSON on random latents and prints its steps.
 
-    python child.py FILE.json auto|none
+python child.py FILE.json auto|none
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 def main() -> None:
     import torch
-
     from fpsattention.training.config_file import check_config
     from fpsattention.training.loop import fit
     from fpsattention.training.stopping import StopFlag
@@ -23,9 +22,7 @@ def main() -> None:
     torch.set_num_threads(1)
     config = check_config(json.loads(Path(sys.argv[1]).read_text()), "child")
     generator = torch.Generator().manual_seed(0)
-    samples = [
-        {"latent": torch.randn(16, 3, 8, 8, generator=generator), "text": torch.zeros(2, 16)} for _ in range(5)
-    ]
+    samples = [{"latent": torch.randn(16, 3, 8, 8, generator=generator), "text": torch.zeros(2, 16)} for _ in range(5)]
     with StopFlag().on_signals() as stop:
         result = fit(
             config,

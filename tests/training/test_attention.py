@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-
 from fpsattention.kernels.schedule import Schedule
-from fpsattention.training.attention import DENSE, SparseAttention, attention_state, latent_grid
+from fpsattention.training.attention import attention_state
 from fpsattention.training.model import random_model
 from fpsattention.training.names import WanShape
+from fpsattention.training.sparse import DENSE, SparseAttention, latent_grid
 
 LATENT = (2, 16, 3, 8, 12)
 

@@ -13,15 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from fpsattention.training import loop
-from fpsattention.training.attention import DENSE
 from fpsattention.training.config import ConfigError
 from fpsattention.training.distributed import World
 from fpsattention.training.evaluate import validate
 from fpsattention.training.flow import draw
 from fpsattention.training.loop import NonFiniteError, backward, batch_indices, fit
 from fpsattention.training.model import starting_model
+from fpsattention.training.sparse import DENSE
 from fpsattention.training.stopping import StopFlag
 
 CHILD = Path(__file__).with_name("child.py")
@@ -150,7 +149,7 @@ def test_sigterm_saves_and_exits_with_75(table, tmp_path):
             break
     child.communicate()
     assert child.returncode == 75
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()][0] >= "step-000002"
+    assert next((tmp_path / "checkpoints").iterdir()).name >= "step-000002"
 
 
 def test_a_bad_step_changes_nothing_and_repeated_ones_end_the_run(make_config, samples, weights_hash, monkeypatch):
@@ -199,9 +198,7 @@ def test_average_is_what_is_validated_and_returned(make_config, samples):
 def test_validation_does_not_depend_on_the_batch(make_config, samples):
     model = starting_model(make_config().model, 0)
     torch.nn.init.normal_(model.proj_out.weight, std=0.02)
-    single, together = (
-        validate(model, samples, sigmas=(0.9, 0.5), attention=DENSE, batch=batch) for batch in (1, 3)
-    )
+    single, together = (validate(model, samples, sigmas=(0.9, 0.5), attention=DENSE, batch=batch) for batch in (1, 3))
     assert single.loss == pytest.approx(together.loss, rel=1e-6)
     assert set(single.per_sigma) == {0.9, 0.5} and single.latents == 5
     with pytest.raises(ValueError, match="no samples"):

@@ -7,10 +7,9 @@ import struct
 
 import pytest
 import torch
+from fpsattention.training.model import load_model, original_state, random_model
+from fpsattention.training.names import PREFIX, ModelError, WanShape, original_names, read_shape
 from safetensors.torch import save_file
-
-from fpsattention.training.model import load_model, original_state, random_model, read_shape
-from fpsattention.training.names import PREFIX, ModelError, WanShape, original_names
 
 SHAPE = WanShape(dim=128, ffn_dim=64, layers=2, text_dim=16)
 

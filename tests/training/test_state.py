@@ -10,7 +10,6 @@ from collections import namedtuple
 
 import pytest
 import torch
-
 from fpsattention.training import state
 from fpsattention.training.state import Snapshot, SnapshotError, find_latest, list_steps, load_snapshot, save_snapshot
 
