@@ -36,7 +36,6 @@ def good_clip(tmp_path_factory) -> Path:
 def vae_file(tmp_path_factory) -> Path:
     """An untrained VAE of width 8 in a ComfyUI-named file."""
     import torch
-
     from fpsattention.training.vae import save_vae
     from fpsattention.training.vae_pass import AutoencoderKLWan
 

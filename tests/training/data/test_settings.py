@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import ValidationError
-
 from fpsattention.training.data.settings import DataConfig
+from pydantic import ValidationError
 
 
 def test_defaults_and_lists_from_toml():

@@ -6,7 +6,6 @@ import pickle
 
 import numpy as np
 import pytest
-
 from fpsattention.training.data.errors import VideoError
 from fpsattention.training.data.video import cover_size, probe, read_clip
 
