@@ -8,7 +8,7 @@ import torch
 
 from ..kernels.checkpoint import Header, HeaderError, read_header, read_metadata
 from ..kernels.presets import preset
-from ._api import CATEGORY, FpsSchedule, io, ui
+from ._api import CATEGORY, FpsSchedule, io, show_text, ui
 from .patch import apply_patch
 from .settings import choose_settings
 
@@ -74,6 +74,7 @@ class FPSAttentionLoadWan(io.ComfyNode):
                 ),
                 io.String.Output("text", display_name="text", tooltip="The schedule as text, and what the file says."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -102,6 +103,7 @@ class FPSAttentionLoadWan(io.ComfyNode):
             schedule = header.schedule
             model = apply_patch(model, choose_settings(header, None, "auto"))
             text = describe(model_name, header)
+        show_text(cls.hidden.unique_id if cls.hidden is not None else None, text)
         return io.NodeOutput(model, schedule, text, ui=ui.PreviewText(text))
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._api import CATEGORY, io, ui
+from ._api import CATEGORY, io, show_text, ui
 from .report_image import report_image
-from .report_text import report_text
+from .report_text import report_summary, report_text
 from .settings import KEY, Patched, Settings
 
 _NOT_PATCHED = (
@@ -62,10 +62,12 @@ class FPSAttentionReport(io.ComfyNode):
             runs = patched.recorder.select(sources)
             names = node_names(hidden.prompt) if hidden is not None else {}
             text = report_text(settings, runs, names)
+            summary = report_summary(settings, runs, names)
             image = report_image(settings, runs, names)
         else:
-            text = _NOT_PATCHED
+            text = summary = _NOT_PATCHED
             image = report_image(Settings(_dense(), "nowhere: the model is not patched"), [], {})
+        show_text(hidden.unique_id if hidden is not None else None, summary)
         shown = ui.PreviewImage(image, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
         return io.NodeOutput(latent, text, image, ui=shown)
 

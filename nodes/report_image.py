@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .record import Run, Step
-from .report_text import layouts, steps_in_order, title_of
+from .report_text import findings, headline, layouts, steps_in_order
 from .settings import Settings
 
 WIDTH = 1120
 PLOT = 220
 MARGIN = 64
 _RUN_HEIGHT = PLOT + 164
+_LINE = 18
+_LETTERS = 145
 
 _INK, _SOFT, _PAPER = (32, 34, 38), (120, 124, 132), (250, 250, 248)
 _GRID = (222, 222, 218)
@@ -23,21 +27,27 @@ _PHASES = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 18
 
 def report_image(settings: Settings, runs: list[Run], names: dict[str, str]) -> torch.Tensor:
     """Return the picture of ``runs`` as an IMAGE tensor ``(1, height, width, 3)`` in 0..1."""
-    height = 76 + _RUN_HEIGHT * max(len(runs), 1)
+    below = [[part for line in findings(run) for part in textwrap.wrap(line, _LETTERS)] for run in runs]
+    height = 76 + sum(_RUN_HEIGHT + _LINE * len(lines) for lines in below) + (0 if runs else _RUN_HEIGHT // 3)
     picture = Image.new("RGB", (WIDTH, height), _PAPER)
     draw = ImageDraw.Draw(picture)
     draw.text((MARGIN, 18), "FPSAttention: density per step", font=_font(22), fill=_INK)
     draw.text((MARGIN, 48), f"schedule from {settings.source}; 100 % = dense", font=_font(14), fill=_SOFT)
     if not runs:
         draw.text((MARGIN, 110), "No sampler run yet.", font=_font(16), fill=_INK)
-    for number, run in enumerate(runs, 1):
-        _draw_run(draw, settings, run, title_of(run, number, names), 76 + _RUN_HEIGHT * (number - 1))
+    top = 76
+    for number, (run, lines) in enumerate(zip(runs, below), 1):
+        _draw_run(draw, settings, run, headline(run, number, names), top)
+        top += _RUN_HEIGHT
+        for line in lines:
+            draw.text((MARGIN, top - 12), line, font=_font(13), fill=_INK)
+            top += _LINE
     return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255.0)[None]
 
 
 def _draw_run(draw: ImageDraw.ImageDraw, settings: Settings, run: Run, title: str, top: int) -> None:
     small = _font(13)
-    draw.text((MARGIN, top + 6), f"{title}: attention work {run.work:.1%} of dense", font=_font(16), fill=_INK)
+    draw.text((MARGIN, top + 6), title, font=_font(16), fill=_INK)
     draw.text((MARGIN, top + 28), "   ".join(layouts(settings, run))[:150], font=small, fill=_SOFT)
     base, left, right = top + 70 + PLOT, MARGIN, WIDTH - 24
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):

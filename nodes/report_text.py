@@ -19,6 +19,34 @@ def report_text(settings: Settings, runs: list[Run], names: dict[str, str]) -> s
     return "\n".join(lines) + "\n"
 
 
+def report_summary(settings: Settings, runs: list[Run], names: dict[str, str]) -> str:
+    """Return the report without its table, for a place that cannot align columns."""
+    lines = [f"Schedule from {settings.source}"]
+    for number, run in enumerate(runs, 1):
+        lines += [headline(run, number, names), *layouts(settings, run), *findings(run)]
+    return "\n".join(lines if runs else [*lines, "This model has not sampled yet."])
+
+
+def headline(run: Run, number: int, names: dict[str, str]) -> str:
+    """Return who sampled, how many steps, and the attention work that it came to."""
+    planned = len(run.sample_sigmas) - 1 if run.sample_sigmas else len(run.steps)
+    line = f"{title_of(run, number, names)}: {planned} steps, attention work {run.work:.1%} of dense"
+    return line if run.finished else line + " (not finished)"
+
+
+def findings(run: Run) -> list[str]:
+    """Return every reason for staying dense with its number of calls, and the run's notes; one line each."""
+    reasons: dict[str, int] = {}
+    for step in run.steps.values():
+        for reason, calls in step.reasons.items():
+            reasons[reason] = reasons.get(reason, 0) + calls
+    lines = [f"{calls} calls stayed dense: {why}" if calls else f"skipped: {why}" for why, calls in reasons.items()]
+    if not reasons:
+        scheduled = any(step.attention == "dense" for step in run.steps.values())
+        lines.append("nothing stayed dense" + (" but the phases that the schedule makes dense" if scheduled else ""))
+    return lines + [f"note: {note}" for note in run.notes if not any(reason in note for reason in reasons)]
+
+
 def steps_in_order(run: Run) -> list[Step]:
     """Return the run's steps from the highest sigma down."""
     return sorted(run.steps.values(), key=lambda step: -step.sigma)
@@ -58,24 +86,11 @@ def _trained_tile(settings: Settings, step: Step) -> str:
 
 
 def _run_lines(settings: Settings, number: int, run: Run, names: dict[str, str]) -> list[str]:
-    steps = steps_in_order(run)
-    planned = len(run.sample_sigmas) - 1 if run.sample_sigmas else len(steps)
-    lines = [f"{title_of(run, number, names)}: {planned} steps, attention work {run.work:.1%} of dense"]
-    if not run.finished:
-        lines[0] += " (not finished)"
+    lines = [headline(run, number, names)]
     lines += ["  " + line for line in layouts(settings, run)]
     lines.append(_HEAD)
-    lines += [_step_line(step) for step in steps]
-    reasons: dict[str, int] = {}
-    for step in steps:
-        for reason, calls in step.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + calls
-    lines += [f"  {f'{calls} calls stayed dense' if calls else 'skipped'}: {why}" for why, calls in reasons.items()]
-    lines += [f"  note: {note}" for note in run.notes if not any(reason in note for reason in reasons)]
-    if not reasons:
-        scheduled = any(step.attention == "dense" for step in steps)
-        lines.append("  nothing stayed dense" + (" but the phases that the schedule makes dense" if scheduled else ""))
-    return lines
+    lines += [_step_line(step) for step in steps_in_order(run)]
+    return lines + ["  " + line for line in findings(run)]
 
 
 def _step_line(step: Step) -> str:

@@ -1,0 +1,78 @@
+// Opens workflows in the host's real page and prints one JSON line about each.
+// usage: node page.mjs <server url> <chromium> <profile folder> <jobs.json>; playwright-core comes from NODE_PATH's folder.
+import { createRequire } from "node:module";
+import { readFileSync } from "node:fs";
+
+const require = createRequire(process.env.PLAYWRIGHT_FOLDER + "/");
+const { chromium } = require("playwright-core");
+const [url, executablePath, profile, jobsPath] = process.argv.slice(2);
+const jobs = JSON.parse(readFileSync(jobsPath, "utf8"));
+
+const context = await chromium.launchPersistentContext(profile, {
+  executablePath,
+  headless: true,
+  viewport: { width: 1920, height: 1080 },
+  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync"],
+});
+// Nothing outside this machine is asked for.
+await context.route("**/*", (route) =>
+  new URL(route.request().url()).hostname === "127.0.0.1" ? route.continue() : route.abort());
+const page = await context.newPage();
+const errors = [];
+page.on("pageerror", (error) => errors.push(String(error)));
+await page.goto(url, { waitUntil: "domcontentloaded" });
+await page.waitForFunction(
+  () => window.app?.graph && window.LiteGraph?.registered_node_types?.FPSAttentionApply, null, { timeout: 120000 });
+await page.waitForTimeout(1500);
+const before = errors.length;
+
+const results = {};
+for (const job of jobs) {
+  const seen = errors.length;
+  const workflow = JSON.parse(readFileSync(job.path, "utf8"));
+  results[job.name] = await page.evaluate(async (workflow) => {
+    const app = window.app;
+    await app.loadGraphData(workflow, true, true);
+    await new Promise((resolve) => setTimeout(resolve, 800));
+    const nodes = app.graph.nodes ?? app.graph._nodes;
+    const registered = window.LiteGraph.registered_node_types;
+    const { output, workflow: saved } = await app.graphToPrompt();
+    return {
+      missing: nodes.filter((n) => !registered[n.type]).map((n) => n.type),
+      count: nodes.length,
+      output,
+      saved: saved.nodes.map((n) => ({ id: n.id, type: n.type, widgets_values: n.widgets_values ?? [], properties: n.properties })),
+      sizes: nodes.map((n) => ({ id: n.id, type: n.type, pos: [...n.pos], size: [...n.size], title: n.title })),
+      dialogs: [...document.querySelectorAll('[role="dialog"]')].map((d) => d.textContent.trim().slice(0, 300)),
+    };
+  }, workflow);
+  if (job.run) {
+    results[job.name].history = await page.evaluate(async () => {
+      await window.app.queuePrompt(0, 1);
+      for (let i = 0; i < 600; i++) {
+        const history = await (await fetch("/history")).json();
+        const entries = Object.values(history);
+        if (entries.length) return entries.at(-1).status;
+        await new Promise((resolve) => setTimeout(resolve, 200));
+      }
+      return null;
+    });
+    await page.waitForTimeout(2000);
+  }
+  results[job.name].errors = errors.slice(seen);
+  if (job.screenshot) {
+    await page.evaluate(() => { window.app.canvas.setDirty?.(true, true); });
+    if (job.fit) {
+      await page.evaluate((fit) => {
+        const ds = window.app.canvas.ds;
+        ds.scale = fit.scale; ds.offset[0] = fit.x; ds.offset[1] = fit.y;
+        window.app.canvas.setDirty(true, true);
+      }, job.fit);
+    }
+    await page.waitForTimeout(1200);
+    await page.screenshot({ path: job.screenshot });
+  }
+}
+console.log("FPS-PAGE " + JSON.stringify({ results, startup: errors.slice(0, before) }));
+await context.close();
