@@ -101,7 +101,7 @@ def _train(config: RunConfig, resume: str) -> int:
 def _run(config: RunConfig, resume: str, world: World) -> int:
     from .export import export_run
     from .loop import fit
-    from .prepare import check_backend, check_model, data_grid, prepare_data
+    from .prepare import check_backend, check_model, prepare_data
     from .stopping import StopFlag
 
     if not world.is_main:
@@ -112,8 +112,8 @@ def _run(config: RunConfig, resume: str, world: World) -> int:
     with StopFlag().on_signals() as stop:
         result = fit(
             config,
-            data.dataset.train,
-            data.dataset.val,
+            data.train,
+            data.val,
             resume=resume,
             empty_text=data.empty_text,
             world=world,
@@ -123,7 +123,7 @@ def _run(config: RunConfig, resume: str, world: World) -> int:
         _log.info("stopped at step %d after saving; go on with --resume auto", result.step)
         return EXIT_STOPPED
     if world.is_main:
-        path = export_run(config, result, data_grid(config.data))
+        path = export_run(config, result, data.grid)
         held_out = f", held-out loss {result.validation.loss:.4f}" if result.validation else ""
         plot = Path(config.output.dir) / "loss.png"
         print(f"{result.step} steps in {result.seconds:.0f} s{held_out}; {path}; {plot}")

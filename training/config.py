@@ -71,9 +71,10 @@ class ModelSection(Section):
 
 
 class VaeSection(Section):
-    """The video autoencoder that makes and decodes the latents."""
+    """The video autoencoder that makes and decodes the latents; ``auto`` is bf16 where the machine computes in it."""
 
     path: str
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
 
 
 class AttentionSection(Section):

@@ -12,7 +12,7 @@ from ..kernels.attention import resolve_backend
 from ..kernels.grid import TokenGrid
 from .config import RunConfig
 from .data.cache import build_cache
-from .data.dataset import LatentDataset
+from .data.dataset import LatentPart
 from .data.settings import DataConfig
 from .data.text import TEXT_DIM, ZEROS, read_text, text_files
 from .distributed import World, pick_device
@@ -23,9 +23,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """The cached samples, and the embedding of no text."""
+    """The cached samples, their token grid, and the embedding of no text."""
 
-    dataset: LatentDataset
+    train: LatentPart
+    val: LatentPart
+    grid: TokenGrid
     empty_text: torch.Tensor
 
 
@@ -67,6 +69,15 @@ def check_backend(config: RunConfig, world: World) -> None:
         _log.info("%s attention runs on %s%s", kind, name, f": {note}" if note else "")
 
 
+def vae_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
+    """Return the precision that the VAE encodes in: bfloat16 is 3 times faster, where there are instructions for it."""
+    choice = config.vae.dtype
+    if choice == "auto":
+        native = device.type == "cuda" or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        choice = "bf16" if native else "fp32"
+    return torch.bfloat16 if choice == "bf16" else torch.float32
+
+
 def prepare_data(config: RunConfig, world: World, *, progress: bool = True) -> Prepared:
     """Return the cached data; rank 0 builds what is missing while the others wait.
 
@@ -77,15 +88,18 @@ def prepare_data(config: RunConfig, world: World, *, progress: bool = True) -> P
 
     if not Path(config.vae.path).exists():
         raise VaeError(f"{config.vae.path}: no such VAE; set vae.path to a .safetensors file or a diffusers folder")
-    identity = vae_hash(config.vae.path)
+    dtype = vae_dtype(config, device)
+    # Latents of the two precisions differ by rounding (0.7 %), so they are cached apart.
+    identity = f"{vae_hash(config.vae.path)} {dtype}"
     for turn in ("main", "others"):
         if world.is_main == (turn == "main"):
             dataset = build_cache(
                 config.data,
-                lambda: load_vae(config.vae.path).to(device),
+                lambda: load_vae(config.vae.path, dtype=dtype).to(device),
                 identity,
                 progress=progress and world.is_main,
             )
         world.barrier()
     files = text_files(config.data, [""], Path(config.data.cache).expanduser())
-    return Prepared(dataset, read_text(files.get(""), config.data.text_length))
+    empty = read_text(files.get(""), config.data.text_length)
+    return Prepared(dataset.train, dataset.val, data_grid(config.data), empty)

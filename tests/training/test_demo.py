@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-
 from fpsattention.kernels.schedule import Schedule
-from fpsattention.training.attention import DENSE, SparseAttention
 from fpsattention.training.demo import table
 from fpsattention.training.demo.rows import Row, fp8_alone, recovered
 from fpsattention.training.evaluate import Validation
+from fpsattention.training.sparse import DENSE, SparseAttention
 
 
 def rows(**losses: float) -> dict[str, Row]:

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, say: _Say) -> None:
     """Do the whole job and write everything into ``args.out``, which is emptied of an earlier run's files first."""
-    from ..config import EMBEDDED, load_config
+    from ..config_file import EMBEDDED, load_config
     from ..data.demo_clip import demo_clip
     from ..distributed import World, pick_device
     from ..prepare import prepare_data

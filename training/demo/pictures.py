@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from ...kernels.grid import TokenGrid
-from ..attention import SparseAttention
 from ..sample import sampling_sigmas
+from ..sparse import SparseAttention
 from .rows import Row
 
 COLORS = ("#4878a8", "#d08a3e", "#5f9e6e", "#a85b7a", "#7a6fb0")

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from ..attention import DENSE
 from ..comfy_host import ComfyHost, ComfyHostError, find_checkout
 from ..config import RunConfig
 from ..data.video import read_clip
 from ..export import export
-from ..model import file_sha256
+from ..files import file_sha256
 from ..sample import sample, to_frames, write_video
+from ..sparse import DENSE
 from ..vae import decode, load_vae
 from .rows import Row, Trained
 
