@@ -173,8 +173,8 @@ def read_metadata(path: str | Path) -> tuple[dict[str, str], dict[str, tuple[str
         entries = json.loads(text)
         metadata = entries.pop("__metadata__", {})
         tensors = {name: (str(e["dtype"]), tuple(e["shape"])) for name, e in entries.items()}
-        end = max((e["data_offsets"][1] for e in entries.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        end = max((int(e["data_offsets"][1]) for e in entries.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise HeaderError(f"the header of {path.name} is damaged; download the file again.") from None
     if size < 8 + length + end:
         raise HeaderError(f"{path.name} is truncated: {size} of {8 + length + end} bytes; download it again.")

@@ -8,6 +8,7 @@ tokens form tiles of their own, before and after the video's.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -151,7 +152,8 @@ class Tiling:
 
     def cubes(self, n: int) -> np.ndarray:
         """Return the cube of every tile, int64 ``(count,)``: ``n x n x n`` video tiles share a cube, counted from the
-        grid's origin (border cubes are smaller); every tile of extra tokens is a cube of its own."""
+        grid's origin (border cubes are smaller), and n neighboring runs of a run tiling; every tile of extra tokens is
+        a cube of its own."""
         cubes_per_axis = [-(-p // n) for p in self.pieces]
         axes = [np.arange(p) // n for p in self.pieces]
         video = (
@@ -182,10 +184,12 @@ def choose_tiling(grid: TokenGrid, slots: int = 64, tile: tuple[int, int, int] |
     """Return the tiling of ``grid`` with the fewest slots, preferring uniform, not frame-thin, nearly square tiles.
 
     ``tile`` is the tile a model was trained with: it is kept while its slots are within 1.5 % of the best for this
-    grid, else the search decides. Raises GridError for a slot count below 1.
+    grid, else the search decides. Raises GridError for a slot count below 1 and a tile that does not fit its slots.
     """
     if slots < 1:
         raise GridError(f"a tile needs at least one slot, got {slots}.")
+    if tile is not None and (len(tile) != 3 or min(tile) < 1 or math.prod(tile) > slots):
+        raise GridError(f"a tile has three extents with at most {slots} tokens in all, got {tile}.")
     candidates = _candidates(grid, slots)
 
     def shaped(extents: tuple[int, int, int]) -> bool:
@@ -199,17 +203,18 @@ def choose_tiling(grid: TokenGrid, slots: int = 64, tile: tuple[int, int, int] |
     # Small or thin grids may have no well-shaped tile at all; then any shape will do.
     pool = [c for c in candidates if shaped(c[1])] or candidates
     cheapest = min(cost(pieces) for pieces, _ in pool)
-    if tile is not None and len(tile) == 3 and min(tile) >= 1 and tile[0] * tile[1] * tile[2] <= slots:
-        pieces = tuple(-(-length // min(extent, length)) for length, extent in zip(grid.shape, tile))
-        if pieces[0] * pieces[1] * pieces[2] <= cheapest * TILE_REUSE_TOLERANCE:
-            return Tiling(grid, pieces, slots)
 
     def rank(candidate: tuple[tuple[int, int, int], tuple[int, int, int]]) -> tuple:
         pieces, (t, h, w) = candidate
         return (t < min(2, grid.t), max(h, w) / min(h, w), cost(pieces), -t, -w)
 
     equal = [c for c in pool if cost(c[0]) <= cheapest * TILE_REUSE_TOLERANCE]
-    return Tiling(grid, min(equal, key=rank)[0], slots)
+    best = Tiling(grid, min(equal, key=rank)[0], slots)
+    if tile is not None:
+        trained = Tiling(grid, tuple(-(-length // extent) for length, extent in zip(grid.shape, tile)), slots)
+        if trained.video_tiles <= best.video_tiles * TILE_REUSE_TOLERANCE:
+            return trained
+    return best
 
 
 @lru_cache(maxsize=256)

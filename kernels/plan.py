@@ -96,8 +96,7 @@ class Plans:
         index, phase = self.schedule.at(sigma)
         if phase.attention == "dense":
             return None
-        key_layer = layer if _selector(phase).per_layer else 0
-        return _build(self, index, phase, key_layer, torch.device(device))
+        return _build(self, index, phase, _key_layer(phase, layer), torch.device(device))
 
     def tiling(self, sigma: float) -> Tiling:
         """Return the tiling that ``sigma`` uses: 3D tiles, or plain runs where every token sees every token."""
@@ -105,10 +104,8 @@ class Plans:
 
     def density(self, sigma: float, layer: int = 0) -> float | None:
         """Return the exact share of (query, key) pairs at ``sigma``: 1.0 when dense, None if decided online."""
-        _, phase = self.schedule.at(sigma)
-        if phase.is_full:
-            return 1.0
-        return _density(self.grid, phase, self.slots, self.tile, self.heads, layer)
+        phase = self.schedule.at(sigma)[1]
+        return _density(self.grid, phase, self.slots, self.tile, self.heads, _key_layer(phase, layer))
 
     def describe(self, sigma: float) -> dict:
         """Return what ``sigma`` runs: phase, until, attention, granularity, window, tile, tiles, density."""
@@ -148,15 +145,25 @@ def step_densities(
     *,
     slots: int = 64,
     tile: tuple[int, int, int] | None = None,
-) -> list[float]:
-    """Return the exact density of every step of a run whose steps start at ``sigmas`` (without the final zero)."""
+) -> list[float | None]:
+    """Return the exact density of every step of a run whose steps start at ``sigmas`` (without the final zero); None
+    for a step whose selector decides online."""
     plans = plans_for(schedule, grid, 1, slots=slots, tile=tile)
     return [plans.density(float(sigma)) for sigma in sigmas]
 
 
-def attention_work(schedule: Schedule, grid: TokenGrid, sigmas: list[float], **tiles) -> float:
-    """Return the self-attention work of a run relative to a dense one (1.0): the mean density of its steps."""
-    return float(np.mean(step_densities(schedule, grid, sigmas, **tiles)))
+def attention_work(
+    schedule: Schedule,
+    grid: TokenGrid,
+    sigmas: list[float],
+    *,
+    slots: int = 64,
+    tile: tuple[int, int, int] | None = None,
+) -> float | None:
+    """Return the self-attention work of a run relative to a dense one (1.0): the mean density of its steps; None if
+    the run has no step, or one whose selector decides online."""
+    densities = step_densities(schedule, grid, sigmas, slots=slots, tile=tile)
+    return float(np.mean(densities)) if densities and None not in densities else None
 
 
 def _tiling(grid: TokenGrid, phase: Phase, slots: int, tile: tuple[int, int, int] | None) -> Tiling:
@@ -168,6 +175,11 @@ def _selector(phase: Phase) -> Selector:
     return build_selector(phase)
 
 
+def _key_layer(phase: Phase, layer: int) -> int:
+    """Return the layer that a cache is keyed on: layers share what does not depend on them."""
+    return layer if phase.attention != "dense" and _selector(phase).per_layer else 0
+
+
 def _masks(phase: Phase, tiling: Tiling, heads: int, layer: int) -> tuple[np.ndarray, np.ndarray]:
     patterns, pattern_of_head = _selector(phase).patterns(tiling, heads, layer)
     return np.stack([pattern.mask(tiling) for pattern in patterns]), pattern_of_head
@@ -175,6 +187,8 @@ def _masks(phase: Phase, tiling: Tiling, heads: int, layer: int) -> tuple[np.nda
 
 @lru_cache(maxsize=256)
 def _density(grid: TokenGrid, phase: Phase, slots: int, tile: tuple | None, heads: int, layer: int) -> float | None:
+    if phase.is_full:
+        return 1.0
     if _selector(phase).online:
         return None
     tiling = _tiling(grid, phase, slots, tile)
@@ -207,7 +221,7 @@ def _build(plans: Plans, index: int, phase: Phase, layer: int, device: torch.dev
         granularity=phase.granularity,
         smooth_k=plans.smooth_k,
         phase=index,
-        density=plans.density(phase.until, layer),
+        density=_density(plans.grid, phase, plans.slots, plans.tile, plans.heads, layer),
         layout=layout,
         lists=lists,
         selector=selector if selector.online else None,
@@ -216,5 +230,5 @@ def _build(plans: Plans, index: int, phase: Phase, layer: int, device: torch.dev
 
 def clear_plans() -> None:
     """Drop every cached plan and its device memory."""
-    _build.cache_clear()
-    plans_for.cache_clear()
+    for cached in (_build, _density, _selector, plans_for):
+        cached.cache_clear()

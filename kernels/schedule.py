@@ -18,6 +18,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 
 from .selectors import SELECTORS
 
@@ -46,6 +47,26 @@ class Phase:
     granularity: str | None = None
     window: tuple[int | str | None, int | str | None, int | str | None] | None = None
     selector: str | None = None
+
+    def __post_init__(self) -> None:
+        def fail(message: str) -> ScheduleError:
+            return ScheduleError(f"the phase until {self.until:g}: {message}")
+
+        if self.attention not in ATTENTIONS:
+            raise fail(f"'{self.attention}' is no attention; write one of {', '.join(ATTENTIONS)}.")
+        if self.attention == "dense":
+            if (self.granularity, self.window, self.selector) != (None, None, None):
+                raise fail("'dense' takes no granularity, window or selector; leave them out.")
+            return
+        _granularity(self.attention, self.granularity, fail)
+        if (self.window is None) == (self.selector is None):
+            raise fail("it needs a window or a selector, and not both.")
+        if self.selector is not None:
+            _selector(self.selector.split() or [""], fail)
+        elif len(self.window) != 3:
+            raise fail(f"a window has three extents t h w, got {len(self.window)}.")
+        else:
+            object.__setattr__(self, "window", tuple(_extent(extent, fail) for extent in self.window))
 
     @property
     def is_full(self) -> bool:
@@ -160,14 +181,14 @@ def _parse_table(text: str) -> Schedule:
 
 
 def _check_comment(comment: str, line: int) -> None:
-    found = re.match(r"\s*fps-schedule\s+v(\S+?),?\s+unit\s+(\S+)", comment)
+    found = re.match(r"\s*fps-schedule\s+v([^\s,;]+)(?:\W+unit\s+(\S+))?", comment)
     if not found:
         return
     if found.group(1) != str(VERSION):
         raise ScheduleError(
             f"line {line}: this is a v{found.group(1)} schedule, this version reads v{VERSION}; update the node pack."
         )
-    if found.group(2) != "sigma":
+    if found.group(2) not in ("sigma", None):
         raise ScheduleError(
             f"line {line}: the unit is '{found.group(2)}', only 'sigma' is understood; convert the ends."
         )
@@ -220,7 +241,8 @@ def _granularity(attention: str, word: str | None, fail) -> str | None:
             raise fail(f"'bf16' has no granularity, got '{word}'; write -.")
         return None
     if word not in GRANULARITIES:
-        raise fail(f"'{word}' is no granularity; write one of {', '.join(GRANULARITIES)}.")
+        found = "the granularity is missing" if word is None else f"'{word}' is no granularity"
+        raise fail(f"{found}; write one of {', '.join(GRANULARITIES)}.")
     return word
 
 
@@ -241,9 +263,12 @@ def _extent(word: object, fail) -> int | str | None:
         share = float(text[:-1])
         if not 0 < share <= 100:
             raise fail(f"the extent '{text}' is outside 0-100 %; write a larger share, or all.")
-        return f"{share!r}%".replace(".0%", "%")
+        # Decimal writes small shares without an exponent, which this form does not have.
+        return f"{Decimal(str(share)):f}%".replace(".0%", "%")
     if isinstance(word, bool) or not re.fullmatch(r"[+-]?\d+", text):
         raise fail(f"'{text}' is no extent; write whole latent tokens, a share such as 60%, or all.")
+    if len(text) > 9:
+        raise fail("the extent is larger than any video; write at most 9 digits, or all.")
     if int(text) < 1:
         raise fail(f"the extent {text} is not positive; write at least 1, or all.")
     return int(text)
@@ -253,12 +278,15 @@ def _parse_json(text: str) -> Schedule:
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ScheduleError(f"line {error.lineno}, column {error.colno}: the JSON is broken ({error.msg}).") from None
+        raise ScheduleError(
+            f"line {error.lineno}, column {error.colno}: the JSON is broken ({error.msg}); correct it there."
+        ) from None
+    except (ValueError, RecursionError):
+        raise ScheduleError("the JSON holds a number or a nesting that is too large; write a plain list.") from None
     if isinstance(data, dict):
-        if data.get("version", VERSION) != VERSION:
-            raise ScheduleError(
-                f"this is a v{data['version']} schedule, this version reads v{VERSION}; update the node pack."
-            )
+        version = data.get("version", VERSION)
+        if version != VERSION:
+            raise ScheduleError(f"'version' is {version!r}, this version reads {VERSION}; update the node pack.")
         if data.get("unit", "sigma") != "sigma":
             raise ScheduleError(f"the unit is '{data['unit']}', only 'sigma' is understood; convert the ends.")
         unknown = set(data) - {"version", "unit", "phases"}
@@ -283,7 +311,7 @@ def _parse_json_row(row: object, number: int) -> Phase:
     if unknown:
         raise fail(f"'{min(unknown)}' is no column; write until, attention, granularity, window or selector.")
     until, attention = row.get("until"), row.get("attention")
-    if isinstance(until, bool) or not isinstance(until, int | float) or not math.isfinite(until):
+    if isinstance(until, bool) or not isinstance(until, int | float) or not 0 <= until <= 1:
         raise fail(f"'until' is {until!r}; write a number between 0 and 1.")
     if attention not in ATTENTIONS:
         raise fail(f"'attention' is {attention!r}; write one of {', '.join(ATTENTIONS)}.")

@@ -18,16 +18,27 @@ def fps_attention(
 
     q and k are taken after RoPE; D is 64 or 128; S must be the plan's token count. Differentiable. ``auto`` takes the
     best backend that can run (``resolve_backend`` says which and why), a named one raises BackendError if it cannot.
+    Raises ValueError, one sentence, where q, k, v and the plan do not fit each other.
     """
     if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape:
         shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
         raise ValueError(f"q, k and v must share one shape (B, S, H, D), got {shapes}.")
     if q.shape[1] != plan.grid.tokens:
         raise ValueError(f"q has {q.shape[1]} tokens, the plan's grid {plan.grid} has {plan.grid.tokens}; plan again.")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"q, k and v must share one dtype, got {q.dtype}, {k.dtype} and {v.dtype}.")
     name, _ = resolve_backend(backend, q.device, q.dtype, q.shape[-1], plan.attention)
-    lists, layout = plan.lists_for(q, k), plan.layout
-    if lists.pattern_of_head.shape[1] != q.shape[2]:
-        raise ValueError(f"q has {q.shape[2]} heads, the plan {lists.pattern_of_head.shape[1]}; plan again.")
+    layout = plan.layout
+    if not q.device == k.device == v.device == layout.index.device:
+        devices = f"{q.device}, {k.device} and {v.device}"
+        raise ValueError(f"q, k and v are on {devices}, the plan is on {layout.index.device}; plan for their device.")
+    lists = plan.lists_for(q, k)
+    patterns = tuple(lists.pattern_of_head.shape)
+    if patterns not in ((1, q.shape[2]), (q.shape[0], q.shape[2])):
+        raise ValueError(
+            f"q has {q.shape[0]} samples of {q.shape[2]} heads, the plan's patterns are for {patterns[0]} of "
+            f"{patterns[1]}; plan again."
+        )
     # Without FP8 in the forward there must be none in the backward.
     granularity = plan.granularity if plan.attention == "fp8" and name != "triton-bf16" else ""
     out, _, _ = op.attention_forward(

@@ -2,7 +2,7 @@
 
 Layouts: q, k, v, out ``(B, S, H, D)``; log-sum-exp and row maximum float32 ``(B, H, S)``, in log2 units. Inside,
 everything is float32 in tile order ``(B*H, tiles, width, D)``; heads that share a pattern run together, in chunks of
-query tiles whose gathered keys stay below one input's size, so memory does not depend on density.
+heads and query tiles whose scores and gathered keys stay below a bound, so memory does not depend on density.
 
 FP8 follows one rule for P: the row maximum is rounded up to an integer in log2 and treated as a constant, P is scaled
 by 2^8 inside the exponent and rounded to e4m3, and the row is normalized by the sum of the *rounded* P. Rounded P then
@@ -23,8 +23,11 @@ from ..quantize.fp8 import channel_scales, fake_quantize_, group_scales, round_e
 LOG2E = 1.4426950408889634
 # P is scaled by 2^8 before the cast: its largest value then is 256, below e4m3's 448, and small ones stay normal.
 P_SHIFT = 8.0
-# Query tiles per product: 8 gave 30 % over 1, more gave nothing (measured on a CPU, docs/decisions.md).
-MAX_CHUNK = 8
+# Query tiles per product: 8 gave 30 % over 1, more little (measured on a CPU, docs/decisions.md).
+MAX_CHUNK = 16
+# Numbers that one chunk may hold: a share of one input, but never so few that small problems become many calls.
+CHUNK_SHARE = 0.25
+CHUNK_FLOOR = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,10 @@ class Spec:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Query tiles ``tiles`` of the flat B*H ``rows`` (all of them if ``everyone``) and the key tiles ``ids`` that each
-    sees, ``(n, count)``; tiles that see everything share one list, ``(1, count)``."""
+    """Query tiles ``tiles`` of neighboring flat B*H ``rows``, and the key tiles ``ids`` that each sees, ``(n, count)``;
+    tiles that see everything share one list, ``(1, count)``."""
 
-    rows: torch.Tensor
-    everyone: bool
+    rows: slice
     tiles: torch.Tensor
     ids: torch.Tensor
 
@@ -62,8 +64,8 @@ def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: Spec) -> tu
     """Return ``(out, lse, rowmax)``; rows that see nothing get output 0, lse -inf and maximum 0."""
     batch, tokens, heads, dim = q.shape
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
-    lse = torch.full((batch * heads, tokens), -math.inf, device=q.device)
-    rowmax = torch.zeros((batch * heads, tokens), device=q.device)
+    lse = torch.full((batch * heads, tokens), -math.inf, dtype=torch.float32, device=q.device)
+    rowmax = torch.zeros((batch * heads, tokens), dtype=torch.float32, device=q.device)
     qt, kt, vt = _prepare(q, k, v, spec)
     for chunk in _chunks(spec, batch, heads, dim):
         keys, values = _gather(kt, chunk), _gather(vt, chunk)
@@ -96,21 +98,17 @@ def backward(
     Q, K and V are quantized again exactly as in the forward; P is rounded for dV and not for dS.
     """
     batch, tokens, heads, dim = q.shape
-    delta = torch.einsum("bshd,bshd->bhs", grad.float(), out.float()).view(batch * heads, tokens)
+    delta = torch.linalg.vecdot(grad.float(), out.float()).transpose(1, 2).reshape(batch * heads, tokens)
     lse, rowmax = lse.view(batch * heads, tokens), rowmax.view(batch * heads, tokens)
     qt, kt, vt = _prepare(q, k, v, spec)
     gt = to_tiles(grad, spec.index).flatten(0, 1)
     dq = torch.zeros_like(q, memory_format=torch.contiguous_format)
     dkt, dvt = torch.zeros_like(kt), torch.zeros_like(vt)
-    slot = spec.index.clamp_min(0)
     for chunk in _chunks(spec, batch, heads, dim):
         keys, values = _gather(kt, chunk), _gather(vt, chunk)
         queries, grads = _rows(qt, chunk), _rows(gt, chunk)
         scores, _ = _scores(queries, keys, chunk, spec, need_max=False)
-        token_of = slot[chunk.tiles].view(len(chunk.ids), -1)
-        row_lse, row_max, row_delta = (
-            x[chunk.rows[:, None, None], token_of].unsqueeze(-1) for x in (lse, rowmax, delta)
-        )
+        row_lse, row_max, row_delta = (_row_stats(x, chunk, spec) for x in (lse, rowmax, delta))
         total = (row_lse - row_max + P_SHIFT).exp2_()
         p = scores.sub_(row_max - P_SHIFT).exp2_()
         rounded = round_e4m3_(p.clone()) if spec.fp8 else p
@@ -143,32 +141,50 @@ def _prepare(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: Spec) -> t
 def _chunks(spec: Spec, batch: int, heads: int, dim: int) -> Iterator[_Chunk]:
     """Yield chunks of query tiles with equal counts, pattern by pattern; tiles that see nothing are left out."""
     tiles, width = spec.index.shape
+    budget = max(CHUNK_FLOOR, CHUNK_SHARE * batch * heads * tiles * width * dim)
     patterns = spec.pattern_of_head.expand(batch, heads).reshape(-1)
+    everything = torch.arange(tiles, device=spec.ids.device)[None]
     for p in range(spec.ids.shape[0]):
-        rows = torch.nonzero(patterns == p).flatten()
-        if len(rows) == 0:
-            continue
-        everyone = len(rows) == batch * heads
         for count in torch.unique(spec.count[p]).tolist():
             if count == 0:
                 continue
+            full = count == tiles
+            # Numbers held per query tile and row: scores and three temporaries, gathered keys and values.
+            held = count * width * (4 * width + (0 if full else 2 * dim))
+            size = max(1, min(MAX_CHUNK, int(budget / held)))
             members = torch.nonzero(spec.count[p] == count).flatten()
-            gathered = 0 if count == tiles else 2 * dim
-            size = max(1, min(MAX_CHUNK, int(0.75 * tiles * dim / (count * (gathered + 3 * width)))))
-            for part in members.split(size):
-                lists = spec.ids[p, part[:1] if count == tiles else part, :count]
-                yield _Chunk(rows, everyone, part, lists.long())
+            for rows in _spans(patterns == p, max(1, int(budget / (held * size)))):
+                for part in members.split(size):
+                    yield _Chunk(rows, part, everything if full else spec.ids[p, part, :count].long())
+
+
+def _spans(chosen: torch.Tensor, longest: int) -> Iterator[slice]:
+    """Yield the runs of true values of bool ``chosen``, cut to at most ``longest``: slices are views, lists copies."""
+    start = None
+    for i, value in enumerate([*chosen.tolist(), False]):
+        if start is not None and (not value or i - start == longest):
+            yield slice(start, i)
+            start = None
+        if value and start is None:
+            start = i
 
 
 def _rows(x: torch.Tensor, chunk: _Chunk) -> torch.Tensor:
     """Return the chunk's query rows ``(R, lists, rows per list, D)`` of ``x (B*H, tiles, width, D)``."""
-    picked = x if chunk.everyone else x[chunk.rows]
-    return picked[:, chunk.tiles].reshape(len(picked), len(chunk.ids), -1, x.shape[-1])
+    picked = x[chunk.rows].index_select(1, chunk.tiles)
+    return picked.reshape(len(picked), len(chunk.ids), -1, x.shape[-1])
+
+
+def _row_stats(x: torch.Tensor, chunk: _Chunk, spec: Spec) -> torch.Tensor:
+    """Return ``x (B*H, S)`` at the chunk's query rows, ``(R, lists, rows per list, 1)``; 0 at dead rows, whose gradient
+    is zero only as long as everything that it is multiplied with is finite."""
+    index = spec.index[chunk.tiles].reshape(len(chunk.ids), -1, 1)
+    return x[chunk.rows][:, index.clamp_min(0)].masked_fill_(index < 0, 0.0)
 
 
 def _gather(x: torch.Tensor, chunk: _Chunk) -> torch.Tensor:
     """Return the key tiles of every list of the chunk, ``(R, lists, count * width, D)``."""
-    picked = x if chunk.everyone else x[chunk.rows]
+    picked = x[chunk.rows]
     lists, count = chunk.ids.shape
     if count < x.shape[1]:
         picked = picked.index_select(1, chunk.ids.reshape(-1))
@@ -178,12 +194,7 @@ def _gather(x: torch.Tensor, chunk: _Chunk) -> torch.Tensor:
 def _scatter(total: torch.Tensor, part: torch.Tensor, chunk: _Chunk) -> None:
     """Add ``part (R, lists, count * width, D)`` onto the key tiles of ``total (B*H, tiles, width, D)``."""
     _, _, width, dim = total.shape
-    part = part.reshape(part.shape[0], -1, width, dim)
-    ids = chunk.ids.reshape(-1)
-    if chunk.everyone:
-        total.index_add_(1, ids, part)
-    else:
-        total.index_put_((chunk.rows[:, None], ids[None, :]), part, accumulate=True)
+    total[chunk.rows].index_add_(1, chunk.ids.reshape(-1), part.reshape(part.shape[0], -1, width, dim))
 
 
 def _scores(
@@ -204,7 +215,7 @@ def _targets(chunk: _Chunk, spec: Spec, heads: int) -> tuple[torch.Tensor, ...]:
     """Return the chunk's live slots and, broadcast against each other, their batch, head and token indices."""
     index = spec.index[chunk.tiles].reshape(-1)
     where = torch.nonzero(index >= 0).flatten()
-    rows = chunk.rows[:, None]
+    rows = torch.arange(chunk.rows.start, chunk.rows.stop, device=index.device)[:, None]
     return where, rows // heads, rows % heads, index[where][None, :]
 
 

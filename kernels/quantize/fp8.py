@@ -40,14 +40,18 @@ def to_tiles(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     picked = x.permute(0, 2, 1, 3).index_select(2, index.clamp_min(0).reshape(-1)).float()
     picked = picked.reshape(batch, heads, tiles, width, dim)
     dead = index < 0
-    if bool(dead.any()):
+    # Reading one flag from a GPU would wait for it; a CPU saves a pass over everything.
+    if x.device.type != "cpu" or bool(dead.any()):
         picked.masked_fill_(dead[None, None, :, :, None], 0.0)
     return picked
 
 
 def token_mean(k: torch.Tensor) -> torch.Tensor:
-    """Return K's mean over tokens, float32 ``(B, H, 1, 1, D)``, of ``k (B, S, H, D)``."""
-    return k.mean(1, dtype=torch.float32)[:, :, None, None, :]
+    """Return K's mean over tokens, float32 ``(B, H, 1, 1, D)``, of ``k (B, S, H, D)``; 0 where it is not finite.
+
+    Any shift leaves softmax as it is, so one broken token need not spread to every other through the mean.
+    """
+    return k.mean(1, dtype=torch.float32).nan_to_num_(0.0, 0.0, 0.0)[:, :, None, None, :]
 
 
 def group_scales(x: torch.Tensor, granularity: str, cube: torch.Tensor, cubes: int) -> torch.Tensor:
@@ -80,8 +84,10 @@ def fake_quantize_(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     x /= scale
     # The quotient of the maximum itself may round to just above 448.
     x.clamp_(-E4M3_MAX, E4M3_MAX)
-    for part in x.flatten(0, 1):
-        round_e4m3_(part)
+    # By head, for small temporaries; views, so that strides do not matter.
+    for sample in x:
+        for part in sample:
+            round_e4m3_(part)
     return x.mul_(scale)
 
 
