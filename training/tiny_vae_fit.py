@@ -136,7 +136,7 @@ def held_out_samples(clip: Clip, holdout: float) -> list[Tensor]:
     The windows are the first and the last that fit into the held-out part; the crops are left, middle and right.
     """
     begin = math.ceil(clip.length * (1 - holdout))
-    span = round((FRAMES - 1) * clip.fps / FPS) + 1
+    span = int(_indices(0, FRAMES, clip.fps / FPS)[-1]) + 1
     starts = sorted({begin, clip.length - span})
     if starts[0] < begin or starts[-1] < 0:
         raise ValueError(

@@ -56,7 +56,7 @@ def build_cache(
     sources = find_sources(config)
     texts = text_files(config, (source.caption for source in sources), cache)
     bad = BadClips(cache, len(sources), config.max_bad)
-    encoder = _Encoder(vae)
+    encoder = _Encoder(vae, config.encode_dtype)
     parts: dict[Part, list[list[Sample]]] = {"train": [], "val": []}
     wanted = config.samples_per_clip + (config.val_samples_per_clip if config.holdout else 0)
     with tqdm(total=wanted * len(sources), desc="latents", unit="sample", disable=not progress, delay=0.5) as bar:
@@ -86,8 +86,9 @@ def build_cache(
 class _Encoder:
     """Loads the VAE when it is first needed, and encodes one sample at a time."""
 
-    def __init__(self, vae: AutoencoderKLWan | Callable[[], AutoencoderKLWan]) -> None:
+    def __init__(self, vae: AutoencoderKLWan | Callable[[], AutoencoderKLWan], dtype: str) -> None:
         self._vae = vae
+        self._dtype = dtype
 
     def __call__(self, video: torch.Tensor) -> torch.Tensor:
         from ..vae import encode
@@ -95,7 +96,15 @@ class _Encoder:
         if not isinstance(self._vae, torch.nn.Module):
             self._vae = self._vae()
         device = next(self._vae.parameters()).device
-        return encode(self._vae, video[None].to(device))[0].cpu()
+        bf16 = self._dtype == "bf16" or (self._dtype == "auto" and device.type == "cpu" and _cpu_has_bf16())
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            return encode(self._vae, video[None].to(device))[0].cpu()
+
+
+def _cpu_has_bf16() -> bool:
+    """Return True if the CPU computes in bf16; without that a bf16 convolution is slower than a float32 one."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _clip_shards(
@@ -158,6 +167,7 @@ def _plan(config: DataConfig, source: Source, vae_id: str, cache: Path, part: Pa
 
 
 def _identity(config: DataConfig, source: Source) -> dict[str, object]:
+    # encode_dtype is not among them: it moves a latent by under 1 %, and a cache stays good on another machine.
     fields = ("fps", "frames", "height", "width", "scale_range", "flip", "holdout", "seed")
     return {"clip": source.digest, **{name: getattr(config, name) for name in fields}}
 
