@@ -1,0 +1,86 @@
+"""Runs and steps: counting, densities, and which runs a report shows."""
+
+from __future__ import annotations
+
+import pytest
+from fpsattention.nodes import record
+from fpsattention.nodes.record import MAX_RUNS, Recorder, Run, Step
+
+
+def make(sigma: float = 1.0, **values) -> Step:
+    return Step(sigma=sigma, index=0, phase=0, attention="fp8", **values)
+
+
+def test_density_mixes_sparse_and_dense():
+    step = make(planned_density=0.1, sparse=3)
+    assert step.density == pytest.approx(0.1)
+    step.decline("why", 1)
+    assert step.density == pytest.approx((3 * 0.1 + 1) / 4)
+    assert make().density == 1.0
+    assert step.reasons == {"why": 1}
+
+
+def test_work_is_the_mean_over_calls():
+    run = Run(None, None, None, 1)
+    run.steps = {1.0: make(planned_density=0.2, sparse=2), 0.5: make(0.5, dense=2)}
+    assert run.work == pytest.approx(0.6)
+
+
+def test_evaluations_of_one_sigma_share_a_step():
+    recorder = Recorder()
+    recorder.begin()
+    first = recorder.step(0.9, make(0.9))
+    assert recorder.step(0.9000000001, make(0.9)) is first
+    assert first.evaluations == 2
+    assert recorder.step(0.8, make(0.8)) is not first
+
+
+def test_the_clock_runs_from_step_to_step(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(record.time, "perf_counter", lambda: now[0])
+    recorder = Recorder()
+    recorder.begin()
+    a = recorder.step(0.9, make(0.9))
+    now[0] = 2.0
+    b = recorder.step(0.8, make(0.8))
+    now[0] = 5.0
+    recorder.step(0.9, make(0.9))
+    now[0] = 6.0
+    recorder.end()
+    now[0] = 60.0
+    recorder.end()
+    assert (a.seconds, b.seconds) == (3.0, 3.0)
+
+
+def test_old_runs_are_dropped():
+    recorder = Recorder()
+    for _ in range(MAX_RUNS + 5):
+        recorder.begin()
+    assert len(recorder.runs) == MAX_RUNS
+    assert recorder.runs[-1].number == MAX_RUNS + 5
+    assert all(run.finished for run in list(recorder.runs)[:-1])
+
+
+def test_notes_are_said_once(caplog):
+    run = Run(None, None, None, 1)
+    with caplog.at_level("INFO"):
+        run.note("once")
+        run.note("once")
+    assert run.notes == ["once"] and caplog.text.count("once") == 1
+
+
+def test_select_takes_the_latest_prompt_of_each_node(monkeypatch):
+    recorder = Recorder()
+    for prompt, node in (("a", "3"), ("a", "7"), ("b", "3"), ("b", "3"), ("b", "9")):
+        monkeypatch.setattr(record, "executing_node", lambda p=prompt, n=node: (p, n, None))
+        recorder.begin()
+        recorder.end()
+    numbers = [run.number for run in recorder.select({"3", "7"})]
+    assert numbers == [2, 3, 4], "node 3 ran twice in its latest prompt, node 7 was cached then"
+    assert len(recorder.select(None)) == 5
+    assert recorder.select({"99"}) == []
+
+
+def test_an_unannounced_sampler_gets_a_run():
+    recorder = Recorder()
+    assert recorder.current() is recorder.current()
