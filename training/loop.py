@@ -292,12 +292,12 @@ def _count_bad_step(config: RunConfig, run: Training, record: dict[str, Any], sa
 
 
 def _save(config: RunConfig, run: Training, world: World) -> int | None:
-    """Return the step that is now on disk, None if it could not be written."""
-    path = None
+    """Return the step that is now on disk, None if it could not be written; the same on every rank."""
+    written = False
     if world.is_main:
         path = save_snapshot(Path(config.checkpoint.dir), capture(run, config, world), config.checkpoint.keep)
-    world.barrier()
-    return run.step if path is not None else None
+        written = path is not None
+    return run.step if world.any(written, next(run.model.parameters()).device) else None
 
 
 def _status(record: dict[str, Any]) -> str:

@@ -137,6 +137,26 @@ def test_kill_dash_nine_anywhere_then_resume_gives_the_same_weights(table, tmp_p
     assert last == expected
 
 
+def test_two_ranks_under_torchrun_train_as_one(table, tmp_path):
+    table["optim"] |= {"batch": 1, "accumulate": 2}
+    logs = []
+    for name, ranks in (("one", 1), ("two", 2)):
+        table["optim"]["accumulate"] = 2 // ranks
+        table["output"]["dir"], table["checkpoint"]["dir"] = str(tmp_path / name), str(tmp_path / name / "checkpoints")
+        file = tmp_path / f"{name}.json"
+        file.write_text(json.dumps(table))
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if ranks == 2 else []
+        done = subprocess.run(
+            [sys.executable, *launcher, str(CHILD), str(file), "none"], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        hashes = [line for line in done.stdout.splitlines() if line.startswith("hash ")]
+        assert len(hashes) == ranks and len(set(hashes)) == 1  # the ranks end with the same weights
+        logs.append([json.loads(line) for line in (tmp_path / name / "loss.jsonl").read_text().splitlines()])
+    one, two = ([record["loss"] for record in log] for log in logs)
+    assert one == pytest.approx(two, rel=1e-5)
+
+
 def test_sigterm_saves_and_exits_with_75(table, tmp_path):
     table["optim"]["steps"] = 5000
     table["checkpoint"]["every"] = 0
