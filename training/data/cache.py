@@ -19,7 +19,7 @@ from .sampling import Part, draw_cut, level_sizes, part_range, take
 from .settings import DataConfig
 from .shards import check_shard, key_of, write_shard
 from .text import text_files
-from .video import Clip, probe, read_clip
+from .video import read_clip
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -120,7 +120,8 @@ def _clip_shards(
     bar.update(sum(s.count for s in done.values()))
     if not missing:
         return shards
-    clip, sizes = _read(config, source)
+    clip = read_clip(source.path, fps=config.fps, sizes=lambda shown: level_sizes(config, shown), limit=_PIXEL_LIMIT)
+    sizes = [frames.shape[1:3] for frames in clip.frames]
     starts: dict[Part, range] = {part: part_range(config, clip.length, part) for part in ("train", "val")}
     if not starts["train"]:
         raise VideoError(
@@ -142,18 +143,6 @@ def _clip_shards(
             bar.update(1)
         write_shard(shard.path, torch.stack(latents).half(), shard.key)
     return shards
-
-
-def _read(config: DataConfig, source: Source) -> tuple[Clip, list[tuple[int, int]]]:
-    found = probe(source.path)
-    sizes = level_sizes(config, found.size)
-    frames = found.frames * config.fps / found.fps
-    if frames * sum(3 * h * w for h, w in sizes) > _PIXEL_LIMIT:
-        raise VideoError(
-            f"{source.path}: {found.frames} frames need more than {_PIXEL_LIMIT >> 30} GiB once decoded; cut the video"
-            " into shorter clips."
-        )
-    return read_clip(source.path, fps=config.fps, sizes=sizes), sizes
 
 
 def _plan(config: DataConfig, source: Source, vae_id: str, cache: Path, part: Part) -> list[_Shard]:

@@ -67,20 +67,20 @@ def read_clip(
     *,
     fps: float | None = None,
     sizes: Sequence[Size] | Callable[[Size], Sequence[Size]] | None = None,
+    limit: int | None = None,
 ) -> Clip:
     """Return all of a clip at ``fps`` (None: its own rate) and at each of ``sizes`` (None: its own size).
 
     Frames are picked by nearest timestamp, so 25 -> 16 fps keeps the speed of the motion. ``sizes`` may be a function
-    of the source's (height, width). Raises ``VideoError`` for a missing, empty, truncated or damaged file.
+    of the source's (height, width), as displayed: a phone's upright clip is upright. Raises ``VideoError`` for a
+    missing, empty, truncated or damaged file, and for one that takes more than ``limit`` bytes once decoded.
     """
     path = Path(path)
     count = 0
-    picked: list[list[np.ndarray]] = []
+    out = _Collector(path, sizes, limit)
     with _open(path) as container:
         stream = _stream(container, path)
         promised, rate = stream.frames, _rate(stream)
-        source = (stream.codec_context.height, stream.codec_context.width)
-        wanted = [source] if sizes is None else list(sizes(source) if callable(sizes) else sizes)
         picker = _Picker(fps)
         try:
             for frame in container.decode(stream):
@@ -89,9 +89,9 @@ def read_clip(
                 time = float(frame.pts * frame.time_base) if frame.pts is not None else count / rate
                 count += 1
                 for kept, times in picker.push(frame, time):
-                    picked.extend([_convert(kept, wanted)] * times)
-            for kept, times in picker.finish(1 / rate):
-                picked.extend([_convert(kept, wanted)] * times)
+                    out.add(kept, times, count)
+            for kept, times in picker.finish():
+                out.add(kept, times, count)
         except (av.error.FFmpegError, ValueError) as error:
             if isinstance(error, VideoError):
                 raise
@@ -109,8 +109,44 @@ def read_clip(
             " re-encode or replace it.",
             decoded=count,
         )
-    frames = tuple(np.stack([images[i] for images in picked]) for i in range(len(wanted)))
-    return Clip(frames, fps or rate, rate, count, source)
+    return Clip(out.stacked(), fps or rate, rate, count, out.source)
+
+
+class _Collector:
+    """The frames that are kept, at every size; sizes and turn are settled by the first of them."""
+
+    def __init__(
+        self, path: Path, sizes: Sequence[Size] | Callable[[Size], Sequence[Size]] | None, limit: int | None
+    ) -> None:
+        self.path, self.limit = path, limit
+        self.source: Size = (0, 0)
+        self._sizes = sizes
+        self._turns = 0
+        self._wanted: list[Size] = []
+        self._images: list[list[np.ndarray]] = []
+        self._bytes = 0
+
+    def add(self, frame: VideoFrame, times: int, decoded: int) -> None:
+        """Keep ``frame`` ``times`` times."""
+        if not self._images:
+            self._turns = round(frame.rotation / 90) % 4
+            self.source = (frame.height, frame.width) if self._turns % 2 == 0 else (frame.width, frame.height)
+            if self._sizes is None:
+                self._wanted = [self.source]
+            else:
+                self._wanted = list(self._sizes(self.source) if callable(self._sizes) else self._sizes)
+        images = _convert(frame, self._wanted, self._turns)
+        self._bytes += times * sum(image.nbytes for image in images)
+        if self.limit is not None and self._bytes > self.limit:
+            raise VideoError(
+                f"{self.path}: more than {self.limit / 2**30:.3g} GiB once decoded; cut the video into shorter clips.",
+                decoded=decoded,
+            )
+        self._images.extend([images] * times)
+
+    def stacked(self) -> tuple[np.ndarray, ...]:
+        """Return one array (T, H, W, 3) per size."""
+        return tuple(np.stack([images[i] for images in self._images]) for i in range(len(self._wanted)))
 
 
 class _Picker:
@@ -134,7 +170,7 @@ class _Picker:
         self.last = (frame, now)
         return [(previous, times)] if times else []
 
-    def finish(self, duration: float) -> list[tuple[VideoFrame, int]]:
+    def finish(self) -> list[tuple[VideoFrame, int]]:
         if self.fps is None or self.last is None:
             return []
         frame, now = self.last
@@ -185,22 +221,23 @@ def _announced_by_duration(
     return max(0, math.floor(seconds * rate * 0.98) - 2)
 
 
-def _convert(frame: VideoFrame, sizes: Sequence[Size]) -> list[np.ndarray]:
+def _convert(frame: VideoFrame, sizes: Sequence[Size], turns: int) -> list[np.ndarray]:
+    """Return ``frame`` as RGB at each of ``sizes``, turned counter-clockwise by ``turns`` quarters for display."""
     if frame.colorspace in (_UNSPECIFIED, 0):
         matrix = _BT709 if frame.height >= _HD_HEIGHT else _BT601
     else:
         matrix = int(frame.colorspace)
     images = []
-    for height, width in sizes:
-        shrink = height < frame.height
+    for size in sizes:
+        height, width = size if turns % 2 == 0 else size[::-1]
         image = frame.reformat(
             width=width,
             height=height,
             format="rgb24",
             src_colorspace=matrix,
-            interpolation="AREA" if shrink else "BICUBIC",
+            interpolation="AREA" if height < frame.height else "BICUBIC",
         )
-        images.append(image.to_ndarray())
+        images.append(np.rot90(image.to_ndarray(), turns) if turns else image.to_ndarray())
     return images
 
 

@@ -131,3 +131,31 @@ def test_no_video_stream(tmp_path):
 def test_the_error_survives_a_process_border():
     error = pickle.loads(pickle.dumps(VideoError("a sentence.", decoded=7)))
     assert (str(error), error.decoded) == ("a sentence.", 7)
+
+
+@pytest.mark.parametrize("fps", [None, 16])
+def test_a_clip_that_is_too_large(good_clip, fps):
+    with pytest.raises(VideoError, match="cut the video into shorter clips") as caught:
+        read_clip(good_clip, fps=fps, limit=20 * 48 * 64 * 3)
+    _one_sentence(caught.value)
+    assert 20 < caught.value.decoded < 40
+
+
+@pytest.mark.parametrize(("degrees", "turned"), [(0, False), (90, True), (180, False), (270, True)])
+def test_a_phones_clip_is_shown_upright(good_clip, tmp_path, degrees, turned):
+    """The container's display matrix turns the picture, as every player does."""
+    import struct
+
+    content = bytearray(good_clip.read_bytes())
+    cos, sin = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    matrix = struct.pack(">9i", cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30)
+    at = content.index(b"tkhd") + 4 + 40
+    content[at : at + 36] = matrix
+    path = tmp_path / "turned.mp4"
+    path.write_bytes(content)
+    upright = read_clip(good_clip).frames[0]
+    clip = read_clip(path, sizes=lambda shown: [shown, (shown[0] // 2, shown[1] // 2)])
+    assert clip.source_size == ((64, 48) if turned else (48, 64))
+    assert clip.frames[1].shape[1:3] == (clip.source_size[0] // 2, clip.source_size[1] // 2)
+    clockwise = np.rot90(upright, -degrees // 90, axes=(1, 2))
+    assert np.abs(clip.frames[0].astype(int) - clockwise).mean() < 1
