@@ -129,7 +129,7 @@ class _Collector:
     def add(self, frame: VideoFrame, times: int, decoded: int) -> None:
         """Keep ``frame`` ``times`` times."""
         if not self._images:
-            self._turns = round(frame.rotation / 90) % 4
+            self._turns = round(getattr(frame, "rotation", 0) / 90) % 4  # PyAV 14 or newer tells
             self.source = (frame.height, frame.width) if self._turns % 2 == 0 else (frame.width, frame.height)
             if self._sizes is None:
                 self._wanted = [self.source]
