@@ -18,6 +18,8 @@ import numpy as np
 TILE_REUSE_TOLERANCE = 1.015
 # A kernel knows the live count of a uniform tiling at compile time; reading it per tile costs registers, hence time.
 UNEVEN_COST = 1.06
+# Well-shaped tiles may need this much more slots than the best of any shape.
+SHAPE_COST = 1.25
 MAX_TILE_FRAMES = 7
 MAX_TILE_ASPECT = 2.5
 
@@ -200,9 +202,13 @@ def choose_tiling(grid: TokenGrid, slots: int = 64, tile: tuple[int, int, int] |
         uneven = any(length % n for length, n in zip(grid.shape, pieces))
         return pieces[0] * pieces[1] * pieces[2] * (UNEVEN_COST if uneven else 1.0)
 
-    # Small or thin grids may have no well-shaped tile at all; then any shape will do.
-    pool = [c for c in candidates if shaped(c[1])] or candidates
-    cheapest = min(cost(pieces) for pieces, _ in pool)
+    # On small or thin grids well-shaped tiles are nearly empty; then any shape will do.
+    pool = [c for c in candidates if shaped(c[1])]
+    cheapest, cheapest_shaped = (min(cost(pieces) for pieces, _ in group) for group in (candidates, pool))
+    if cheapest_shaped <= cheapest * SHAPE_COST:
+        cheapest = cheapest_shaped
+    else:
+        pool = candidates
 
     def rank(candidate: tuple[tuple[int, int, int], tuple[int, int, int]]) -> tuple:
         pieces, (t, h, w) = candidate

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-
 from fpsattention.kernels.attention import backends, fps_attention
 from fpsattention.kernels.grid import TokenGrid
 from fpsattention.kernels.plan import Plans
@@ -18,21 +15,14 @@ pytestmark = pytest.mark.gpu
 BOUND = {"triton-fp8": 4e-3, "triton-bf16": 6e-3}
 
 
-@pytest.fixture(scope="module")
-def cuda() -> torch.device:
-    if not torch.cuda.is_available():
-        if os.environ.get("REQUIRE_GPU") == "1":
-            pytest.fail("REQUIRE_GPU=1, but torch finds no CUDA device")
-        pytest.skip("torch finds no CUDA device")
-    return torch.device("cuda")
-
-
 @pytest.mark.parametrize(
     ("grid", "slots"),
     [(TokenGrid(9, 30, 52), 64), (TokenGrid(5, 17, 23, 48, 13), 64), (TokenGrid(9, 30, 52), 128)],
     ids=["480p-33f", "ragged-extra", "480p-33f-128"],
 )
-@pytest.mark.parametrize("rows", ["fp8 x1 all 50% 40%", "fp8 token 4 10 12", "bf16 - all 30% 30%", "fp8 x2 all all all"])
+@pytest.mark.parametrize(
+    "rows", ["fp8 x1 all 50% 40%", "fp8 token 4 10 12", "bf16 - all 30% 30%", "fp8 x2 all all all"]
+)
 def test_backend_equals_reference(cuda, grid, slots, rows):
     plan = Plans(Schedule.parse(f"0.00 {rows}"), grid, 3, slots=slots).at(0.5, device=cuda)
     generator = torch.Generator(cuda).manual_seed(0)
