@@ -46,7 +46,7 @@ class Call:
         """A block is over: count what its self-attention did."""
         self._inside = False
         if self._plan is not None:
-            self.step.decline("a block ran without calling the host's attention")
+            self.step.decline("another node took over the attention of these blocks")
         elif self._reason is not None:
             self.step.decline(self._reason)
         else:
@@ -76,7 +76,7 @@ class Call:
     def settle(self) -> None:
         """The model call is over: count the blocks that never reached the block patch."""
         missed = len(self.plans) - self.blocks
-        if not self.attended:
+        if not self.attended and not self.blocks:
             # Nothing was computed, so nothing stayed dense either.
             self.step.reasons["another node skipped the model in this step"] = 0
         elif missed:

@@ -37,14 +37,11 @@ except RuntimeError:
     import torchvision
 """
 
-_BOOT = (
-    TORCHVISION_SHIM
-    + """
-import runpy
+_BOOT = """
+import runpy, sys
 sys.argv = ["main.py", *sys.argv[1:]]
 runpy.run_path("main.py", run_name="__main__")
 """
-)
 
 
 class ComfyHostError(RuntimeError):
@@ -133,6 +130,8 @@ class ComfyHost:
         self.packs = [Path(p) for p in ([pack] if pack else []) + list(extra_packs)]
         self.python = python or os.environ.get("COMFYUI_PYTHON") or sys.executable
         self.arguments = (["--cpu"] if cpu else []) + list(arguments)
+        # With a GPU the host wants to set up its allocator before torch is imported, and torchvision fits torch there.
+        self._script = TORCHVISION_SHIM + _BOOT if cpu else _BOOT
         self.start_timeout = start_timeout
         self.log_path = self.base / "server.log"
         self.port = 0
@@ -150,7 +149,7 @@ class ComfyHost:
             link_or_copy(pack, self.base / "custom_nodes" / pack.absolute().name)
         self.port = _free_port()
         command = [
-            self.python, "-c", _BOOT, "--listen", "127.0.0.1", "--port", str(self.port),
+            self.python, "-c", self._script, "--listen", "127.0.0.1", "--port", str(self.port),
             "--base-directory", str(self.base.absolute()), "--disable-auto-launch", "--disable-api-nodes",
             "--database-url", "sqlite:///:memory:", *self.arguments,
         ]  # fmt: skip

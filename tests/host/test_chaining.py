@@ -52,6 +52,12 @@ def test_a_skipped_step_is_said(results):
     assert case["reasons"] == {"another node skipped the model in this step": 0}
 
 
+def test_a_taken_override_is_said(results):
+    case = results["wrapper_that_takes_the_override"]
+    assert case["equals_dense"] and case["sparse"] == 0
+    assert case["reasons"] == {"another node took over the attention of these blocks": CALLS}
+
+
 def test_core_easycache(results):
     case = results["core_easycache"]
     assert case["finite"] and case["sparse"] > 0 and case["dense"] == 0

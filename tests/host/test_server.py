@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 NODES = ("FPSAttentionLoadWan", "FPSAttentionApply", "FPSAttentionSchedule", "FPSAttentionReport")
-SCHEDULE = "0.95 fp8 x2 all 1 1\n0.83 fp8 x1 all 60% 60%\n0.00 fp8 token all 60% all\n"
+SCHEDULE = "0.95 fp8 x2 all 1 1\n0.83 fp8 x1 all 60% 60%\n0.00 fp8 token all all all\n"
 
 
 @pytest.fixture(scope="module")

@@ -134,6 +134,20 @@ def case_wrapper_that_skips_the_model():
     return _total(patched)
 
 
+def case_wrapper_that_takes_the_override():
+    """A wrapper inside ours that sets its own override without chaining: all of its work, none of ours, and said."""
+    import comfy.patcher_extension
+
+    def take(executor, x, timestep, context, clip_fea, concat, options, **kwargs):
+        options[HOOK] = lambda func, q, k, v, *args, **kw: func(q, k, v, *args, **kw)
+        return executor(x, timestep, context, clip_fea, concat, options, **kwargs)
+
+    patched = apply(MODEL, WINDOW)
+    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "test", take)
+    equal = torch.equal(sample(patched, size=SIZE), sample(MODEL, size=SIZE))
+    return {"equals_dense": equal} | _total(patched)
+
+
 def case_masked_or_reshaped_calls_stay_dense():
     reason = pack_module("nodes.override").dense_reason
     plans = pack_module("kernels.plan").plans_for

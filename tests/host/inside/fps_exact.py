@@ -8,7 +8,7 @@ import sys
 import torch
 from fps_common import PACK, apply, load_pack, model_of, pack_module, relative, run_cases, runs, sample, shifted
 
-# 3 x 12 x 16 tokens: nine 64-token tiles.
+# 3 x 12 x 16 tokens: nine tiles or more.
 SIZE = (3, 24, 32)
 FULL_RUNS = "0.00 bf16 - all all all"
 FULL_TILES = "0.00 bf16 - 99 99 99"
