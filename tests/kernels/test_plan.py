@@ -1,0 +1,170 @@
+"""Plans: densities against a count over tokens, presets, caching, and what a lookup costs."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from fpsattention.kernels.grid import TokenGrid
+from fpsattention.kernels.plan import Plans, attention_work, clear_plans, plans_for, step_densities
+from fpsattention.kernels.presets import PRESETS, preset
+from fpsattention.kernels.schedule import Schedule, ScheduleError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from . import oracle
+
+P480, P720 = TokenGrid(21, 30, 52), TokenGrid(21, 45, 80)
+SCHEDULE = Schedule.parse("0.9 dense\n0.5 fp8 x2 all 4 4\n0.2 bf16 - 3 3 3\n0 fp8 token all all all")
+GRID = TokenGrid(4, 9, 10, prefix=7)
+
+axis = st.integers(1, 8)
+extents = st.one_of(st.just("all"), st.integers(1, 9), st.integers(1, 100).map(lambda n: f"{n}%"))
+
+
+@given(
+    grid=st.builds(TokenGrid, axis, axis, axis, st.sampled_from([0, 5]), st.sampled_from([0, 9])),
+    window=st.tuples(extents, extents, extents),
+    slots=st.sampled_from([8, 32]),
+)
+def test_density_is_the_share_of_token_pairs(grid, window, slots):
+    plan = oracle.make_plan("bf16 - " + " ".join(map(str, window)), grid, 1, slots=slots)
+    seen = oracle.visible(plan, 1, 1)[0, 0]
+    pairs = sum(int(seen[i].sum()) for i in range(grid.tokens))
+    assert plan.density == pytest.approx(pairs / grid.tokens**2, rel=1e-12)
+
+
+def test_densities_of_steps_and_the_work_of_a_run():
+    sigmas = [1.0, 0.9, 0.89, 0.3, 0.1]
+    densities = step_densities(SCHEDULE, GRID, sigmas, slots=32)
+    plans = Plans(SCHEDULE, GRID, 1, slots=32)
+    assert densities[:2] == [1.0, 1.0] and densities[4] == 1.0
+    assert densities[2] == plans.at(0.6).density < 1 and densities[3] == plans.at(0.3).density < densities[2]
+    assert attention_work(SCHEDULE, GRID, sigmas, slots=32) == pytest.approx(sum(densities) / 5)
+    assert attention_work(preset("dense"), GRID, sigmas) == 1.0
+    assert attention_work(SCHEDULE, GRID, []) is None
+    assert step_densities(SCHEDULE, GRID, torch.tensor([0.3]), slots=32) == densities[3:4]
+
+
+def test_the_density_of_a_phase_is_its_own_where_ends_nearly_touch():
+    schedule = Schedule.parse("0.5000005 bf16 - 1 1 1\n0.5 bf16 - all all 5\n0 dense")
+    plans = Plans(schedule, GRID, 1, slots=32)
+    assert plans.at(0.499999).phase == 1
+    assert plans.at(0.499999).density == oracle.make_plan("bf16 - all all 5", GRID, 1, slots=32).density
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_parse_and_keep_all_of_time(name):
+    schedule = preset(name)
+    assert Schedule.parse(schedule.format()) == schedule and schedule.format().split() == PRESETS[name].split()
+    for phase in schedule.phases:
+        assert phase.attention == "dense" or phase.window[0] is None
+    assert schedule.is_dense == (name == "dense")
+
+
+@pytest.mark.parametrize("slots", [64, 128])
+@pytest.mark.parametrize("grid", [P480, P720, TokenGrid(21, 52, 30), TokenGrid(21, 80, 45)], ids=str)
+def test_presets_are_of_their_class_at_every_resolution(grid, slots):
+    """Mild suits stock weights: dense early, then at least 30 %; the others get their names' worth of work."""
+    sigmas = [5 * u / (1 + 4 * u) for u in np.linspace(1, 0, 50, endpoint=False)]
+    densities = step_densities(preset("mild"), grid, sigmas, slots=slots)
+    assert densities[0] == 1.0 and min(densities) >= 0.30
+    work = {name: attention_work(preset(name), grid, sigmas, slots=slots) for name in PRESETS}
+    assert (
+        work["fast"] < 0.2 < 0.14 + work["balanced"] and work["balanced"] < 0.32 < work["mild"] < work["dense"] == 1.0
+    )
+
+
+def test_an_unknown_preset_names_the_known():
+    with pytest.raises(ScheduleError, match=r"'turbo' is no preset; choose one of mild, balanced, fast, dense\."):
+        preset("turbo")
+
+
+def test_a_dense_phase_has_no_plan():
+    plans = plans_for(SCHEDULE, GRID, 2)
+    assert plans.at(1.0) is None and plans.at(0.9) is None and plans.at(0.89) is not None
+    assert plans.density(1.0) == 1.0
+
+
+def test_the_same_call_gets_the_same_plan():
+    plans = plans_for(SCHEDULE, GRID, 2)
+    plan = plans.at(0.6)
+    assert plans_for(Schedule.parse(SCHEDULE.format()), TokenGrid(4, 9, 10, 7), 2) is plans
+    assert (
+        plans.at(0.7) is plan and plans.at(0.6, layer=5) is plan and plans.at(0.6, device=torch.device("cpu")) is plan
+    )
+    assert Plans(SCHEDULE, GRID, 2).at(0.6) is plan
+    for other in (plans.at(0.3), plans_for(SCHEDULE, GRID, 3).at(0.6), plans_for(SCHEDULE, GRID, 2, slots=32).at(0.6)):
+        assert other is not plan
+    assert plans_for(SCHEDULE, TokenGrid(4, 9, 10), 2).at(0.6) is not plan
+    assert not plans_for(SCHEDULE, GRID, 2, smooth_k=False).at(0.6).smooth_k
+    meta = plans.at(0.6, device="meta")
+    assert meta is not plan and meta.layout.index.device.type == meta.lists.ids.device.type == "meta"
+
+
+def test_cleared_plans_are_made_again():
+    plan = plans_for(SCHEDULE, GRID, 2).at(0.6)
+    clear_plans()
+    again = plans_for(SCHEDULE, GRID, 2).at(0.6)
+    assert again is not plan and torch.equal(again.lists.ids, plan.lists.ids)
+
+
+def test_plans_hold_what_kernels_read():
+    plan = plans_for(SCHEDULE, GRID, 3, slots=32).at(0.6)
+    layout, lists, tiles = plan.layout, plan.lists, plan.tiling.count
+    assert layout.index.dtype == torch.int64 and layout.index.shape == (tiles, plan.tiling.width)
+    assert layout.live.dtype == torch.int32 and torch.equal(layout.live.long(), (layout.index >= 0).sum(1))
+    assert layout.cube.dtype == torch.int64 and layout.cubes == len(layout.cube.unique())
+    assert lists.pattern_of_head.dtype == torch.int32 and lists.pattern_of_head.shape == (1, 3)
+    assert lists.count.shape == lists.key_count.shape == (1, tiles)
+    assert (plan.attention, plan.granularity, plan.phase) == ("fp8", "x2", 1)
+
+
+def test_a_full_list_uses_runs_of_128_tokens():
+    plan = plans_for(SCHEDULE, TokenGrid(5, 17, 23, 3, 9), 1).at(0.0)
+    assert plan.tiling.runs and plan.tiling.slots == 128 and plan.density == 1.0
+    assert plan.tiling.padding < 128 / plan.grid.tokens
+
+
+def test_describe_says_what_a_step_runs():
+    plans = plans_for(SCHEDULE, GRID, 2, slots=32, tile=(2, 3, 5))
+    assert plans.describe(0.6) == {
+        "phase": 1,
+        "until": 0.5,
+        "attention": "fp8",
+        "granularity": "x2",
+        "window": "all 4 4",
+        "tile": (2, 3, 5),
+        "tiles": 13,
+        "density": plans.at(0.6).density,
+    }
+    assert plans.describe(0.95)["attention"] == "dense" and plans.describe(0.95)["density"] == 1.0
+
+
+def test_a_lookup_costs_less_than_50_microseconds():
+    """A model of 40 layers asks 40 times a step."""
+    plans = plans_for(
+        Schedule.parse("\n".join(f"{1 - i / 20:.2f} fp8 x1 all 3 {i + 1}" for i in range(1, 21))), GRID, 40
+    )
+    plans.at(0.01)
+    best = min(_lookup_seconds(plans) for _ in range(5))
+    print(f"plan lookup: {best * 1e6:.1f} us")
+    assert best < 50e-6
+
+
+def _lookup_seconds(plans: Plans, repeats: int = 400) -> float:
+    start = time.process_time()
+    for layer in range(repeats):
+        plans.at(0.01, layer)
+    return (time.process_time() - start) / repeats
+
+
+def test_the_first_plan_of_a_720p_clip_takes_a_moment():
+    clear_plans()
+    start = time.process_time()
+    plans_for(preset("balanced"), P720, 40).at(0.8)
+    seconds = time.process_time() - start
+    print(f"first plan at 720p: {seconds * 1e3:.0f} ms")
+    assert seconds < 1.0
