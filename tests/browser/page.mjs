@@ -34,7 +34,7 @@ for (const job of jobs) {
   results[job.name] = await page.evaluate(async (workflow) => {
     const app = window.app;
     await app.loadGraphData(workflow, true, true);
-    await new Promise((resolve) => setTimeout(resolve, 800));
+    await new Promise((resolve) => setTimeout(resolve, 1500));
     const nodes = app.graph.nodes ?? app.graph._nodes;
     const registered = window.LiteGraph.registered_node_types;
     const { output, workflow: saved } = await app.graphToPrompt();
@@ -44,6 +44,7 @@ for (const job of jobs) {
       output,
       saved: saved.nodes.map((n) => ({ id: n.id, type: n.type, widgets_values: n.widgets_values ?? [], properties: n.properties })),
       sizes: nodes.map((n) => ({ id: n.id, type: n.type, pos: [...n.pos], size: [...n.size], title: n.title })),
+      complaints: document.body.innerText.match(/\d+ (issues? found|errors?)|missing (nodes?|models?)/gi) ?? [],
       dialogs: [...document.querySelectorAll('[role="dialog"]')].map((d) => d.textContent.trim().slice(0, 300)),
     };
   }, workflow);
