@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=PACK / "output" / "demo", help="where everything is written")
     parser.add_argument("--steps", type=int, help="fine-tuning steps instead of the configured ones")
     parser.add_argument("--sampler", choices=("auto", "comfyui", "diffusers"), default="auto")
+    parser.add_argument("--set", metavar="a.b=c", action="append", default=[], help="change one key of the run")
     parser.add_argument("--readme", action="store_true", help="also put table and pictures into the README")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace, say: _Say) -> None:
     say(f"using {args.clip}" if args.clip else "getting the clip")
     os.environ["CLIP"] = str(args.clip or demo_clip(CLIP))
     changes = [f'output.dir="{args.out.as_posix()}"'] + ([f"optim.steps={args.steps}"] if args.steps else [])
+    changes += args.set
     config = load_config(EMBEDDED, changes)
     _empty(args.out)
     say("decoding it and encoding latents with the tiny Wan VAE")

@@ -56,7 +56,12 @@ def schedule_plot(
             label = f"{phase.attention} {phase.granularity or ''} {extents} (to sigma {phase.until:g})"
             seen.add(index)
         left.bar(step + 1, 100 * plans.density(sigma), color=COLORS[index % len(COLORS)], label=label)
-    left.set(xlabel=f"step (shift {shift:g})", ylabel="density, %", title="The schedule at this size", ylim=(0, None))
+    left.set(
+        xlabel=f"step (shift {shift:g})",
+        ylabel="density, %",
+        title="The schedule at this size",
+        ylim=(0, 130 * max(plans.density(s) for s in sigmas)),
+    )
     left.legend(fontsize=8)
     _excess(right, rows)
     figure.tight_layout()
