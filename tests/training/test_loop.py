@@ -113,6 +113,7 @@ def start_child(table: Path, resume: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, str(CHILD), str(table), resume], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_kill_dash_nine_anywhere_then_resume_gives_the_same_weights(table, tmp_path):
     table["optim"]["steps"] = 12
     table["checkpoint"]["every"] = 1  # most of the time goes into saving, so that kills fall into it too
@@ -137,6 +138,7 @@ def test_kill_dash_nine_anywhere_then_resume_gives_the_same_weights(table, tmp_p
     assert last == expected
 
 
+@pytest.mark.slow
 def test_two_ranks_under_torchrun_train_as_one(table, tmp_path):
     table["optim"] |= {"batch": 1, "accumulate": 2}
     logs = []
