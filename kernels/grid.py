@@ -19,7 +19,7 @@ TILE_REUSE_TOLERANCE = 1.015
 # A kernel knows the live count of a uniform tiling at compile time; reading it per tile costs registers, hence time.
 UNEVEN_COST = 1.06
 # Well-shaped tiles may need this much more slots than the best of any shape.
-SHAPE_COST = 1.25
+SHAPE_COST = 1.5
 MAX_TILE_FRAMES = 7
 MAX_TILE_ASPECT = 2.5
 
