@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def sample_videos(
     """
     why = "no ComfyUI was found (COMFYUI_PATH is not set, and the pack is not in custom_nodes)"
     if sampler != "diffusers":
-        checkout = find_checkout(PACK / "training")
+        checkout = find_checkout(_as_called() / "training")
         if checkout is not None:
             say(f"sampling through ComfyUI at {checkout}")
             try:
@@ -109,6 +110,12 @@ def sample_videos(
         for seed, frames in zip(request.seeds, videos[key]):
             write_video(out / f"{key}_seed{seed}.mp4", frames, FPS)
     return videos, f"{_settings(request)}, through diffusers with the same attention engine ({why})"
+
+
+def _as_called() -> Path:
+    """Return the pack's folder by the name that it was entered through: a link in custom_nodes leads to its host."""
+    entered = Path(os.environ.get("PWD", ""))
+    return entered if entered.is_absolute() and entered.is_dir() and entered.samefile(PACK) else PACK
 
 
 def _through_comfyui(
