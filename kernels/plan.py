@@ -198,7 +198,9 @@ def _density(grid: TokenGrid, phase: Phase, slots: int, tile: tuple | None, head
 
 
 # Bounded: a list set for 75,600 tokens is some megabytes, and a model whose layers differ holds one per layer.
+# What is first asked for while sampling must serve training too, whose autograd refuses inference tensors.
 @lru_cache(maxsize=128)
+@torch.inference_mode(False)
 def _build(plans: Plans, index: int, phase: Phase, layer: int, device: torch.device) -> AttentionPlan:
     tiling = _tiling(plans.grid, phase, plans.slots, plans.tile)
     selector = _selector(phase)

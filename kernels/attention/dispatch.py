@@ -101,8 +101,8 @@ def resolve_backend(
             best = f"triton-{attention}"
             if name == best or torch.device(device).type == "cpu":
                 return name, None
-            return name, f"{name} runs in place of {best}, because {best} {reasons[best]}."
-    raise BackendError(f"no backend can run this attention ({listing}).")
+            return name, f"{name} runs in place of {best} ({reasons[best]})."
+    raise BackendError(f"no backend can run this attention ({listing}); leave it dense.")
 
 
 def run_forward(

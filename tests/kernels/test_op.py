@@ -1,0 +1,204 @@
+"""The op: what torch demands of a custom op, compilation, checkpointing, backends, and errors in one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from fpsattention.kernels.attention import BACKENDS, BackendError, backends, fps_attention, op, resolve_backend
+from fpsattention.kernels.attention import dispatch as dispatch_module
+from fpsattention.kernels.grid import TokenGrid
+from fpsattention.kernels.plan import clear_plans
+from torch.utils.checkpoint import checkpoint
+
+from . import oracle
+
+GRID = TokenGrid(2, 5, 7, prefix=3, suffix=2)
+ROWS = ["bf16 - all 2 3", "fp8 x1 all 2 3", "fp8 token all all all"]
+
+
+def arguments(plan, q, k, v):
+    layout, lists = plan.layout, plan.lists
+    tables = (layout.index, layout.live, layout.cube)
+    tables += (lists.ids, lists.count, lists.pattern_of_head, lists.key_ids, lists.key_count)
+    granularity = plan.granularity if plan.attention == "fp8" else ""
+    return (q, k, v, *tables, layout.cubes, granularity, plan.smooth_k)
+
+
+def scene(row, dtype=torch.float32, heads=2, batch=2, grad=True):
+    plan = oracle.make_plan(row, GRID, heads, slots=16)
+    q, k, v, out_grad = oracle.tensors(batch, GRID.tokens, heads, 64, dtype=dtype)
+    return plan, [x.requires_grad_(grad) for x in (q, k, v)], out_grad
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_torch_accepts_both_ops(row):
+    plan, inputs, grad = scene(row)
+    torch.library.opcheck(op.attention_forward, (*arguments(plan, *inputs), "reference"))
+    inputs = [x.detach() for x in inputs]
+    outputs = op.attention_forward(*arguments(plan, *inputs), "reference")
+    q, k, v, *rest = arguments(plan, *inputs)
+    torch.library.opcheck(op.attention_backward, (grad, q, k, v, *outputs, *rest))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("row", ROWS[:2])
+def test_compiled_and_eager_are_bit_equal(row, dtype):
+    plan, inputs, grad = scene(row, dtype)
+
+    def block(q, k, v):
+        return fps_attention(q * 2, k, v, plan).sin()
+
+    expected = block(*inputs)
+    expected_grads = torch.autograd.grad(expected, inputs, grad)
+    out = torch.compile(block, fullgraph=True, backend="aot_eager")(*inputs)
+    assert torch.equal(out, expected)
+    for a, b in zip(torch.autograd.grad(out, inputs, grad), expected_grads):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_checkpointing_is_bit_equal(row):
+    plan, inputs, grad = scene(row)
+
+    def block(q, k, v):
+        return fps_attention(q.cos(), k, v, plan) * 2
+
+    expected = block(*inputs)
+    out = checkpoint(block, *inputs, use_reentrant=False)
+    assert torch.equal(out, expected)
+    for a, b in zip(torch.autograd.grad(out, inputs, grad), torch.autograd.grad(expected, inputs, grad)):
+        assert torch.equal(a, b)
+
+
+def test_only_the_output_is_differentiable():
+    plan, inputs, _ = scene(ROWS[1])
+    out, lse, rowmax = op.attention_forward(*arguments(plan, *inputs), "reference")
+    assert out.requires_grad and not lse.requires_grad and not rowmax.requires_grad
+    with torch.no_grad():
+        assert not fps_attention(*inputs, plan).requires_grad
+
+
+def test_a_plan_made_while_sampling_serves_training():
+    clear_plans()
+    with torch.inference_mode():
+        plan, inputs, _ = scene(ROWS[1], grad=False)
+        fps_attention(*inputs, plan)
+    same, inputs, grad = scene(ROWS[1])
+    assert same.lists.ids is scene(ROWS[1])[0].lists.ids
+    fps_attention(*inputs, plan).backward(grad)
+    assert inputs[0].grad.isfinite().all()
+
+
+def test_the_default_dtype_does_not_reach_the_statistics():
+    plan, inputs, _ = scene(ROWS[1], grad=False)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        _, lse, rowmax = op.attention_forward(*arguments(plan, *inputs), "reference")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert lse.dtype == rowmax.dtype == torch.float32
+
+
+def sentence(message: str) -> str:
+    assert message.endswith(".") and "\n" not in message
+    return message
+
+
+def test_tensors_that_do_not_fit_have_a_sentence():
+    plan, (q, k, v), _ = scene(ROWS[1], grad=False)
+    lists = dataclasses.replace(plan.lists, pattern_of_head=torch.zeros(3, 2).int())
+    other_plan = oracle.with_lists(plan, lists)
+    meta = torch.empty_like(q, device="meta")
+    for call, names in (
+        ((q[0], k[0], v[0], plan), [str(tuple(q[0].shape)), "(B, S, H, D)"]),
+        ((q, k[:, 1:], v, plan), [str(tuple(q.shape)), str(tuple(k[:, 1:].shape))]),
+        ((q, k, v[..., :32], plan), [str(tuple(v[..., :32].shape))]),
+        ((q, k[:, :, :1], v[:, :, :1], plan), ["share one shape"]),
+        ((q[:, 1:], k[:, 1:], v[:, 1:], plan), [f"{GRID.tokens - 1} tokens", str(GRID.tokens), "plan again"]),
+        ((q[:, :, :1], k[:, :, :1], v[:, :, :1], plan), ["1 heads", "of 2", "plan again"]),
+        ((q, k, v, other_plan), ["2 samples", "for 3 of 2", "plan again"]),
+        ((q, k.bfloat16(), v, plan), ["one dtype", "torch.bfloat16"]),
+        ((meta, meta, meta, plan), ["are on meta", "the plan is on cpu"]),
+    ):
+        with pytest.raises(ValueError) as caught:
+            fps_attention(*call)
+        for name in names:
+            assert name in sentence(str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("dim", "dtype", "reason"),
+    [
+        (96, torch.float32, "takes a head dimension of 64 or 128, not 96"),
+        (64, torch.float64, "takes float32, bfloat16, float16, not float64"),
+        (64, torch.int32, "not int32"),
+    ],
+)
+def test_a_dimension_or_dtype_that_nothing_takes_names_every_backend(dim, dtype, reason):
+    plan = scene(ROWS[1])[0]
+    x = torch.zeros(1, GRID.tokens, 2, dim, dtype=dtype)
+    for backend in BACKENDS:
+        with pytest.raises(BackendError) as caught:
+            fps_attention(x, x, x, plan, backend=backend)
+        message = sentence(str(caught.value))
+        assert reason in message and all(name in message for name in BACKENDS[1:])
+
+
+def test_an_unknown_backend_names_the_known():
+    plan, inputs, _ = scene(ROWS[1])
+    with pytest.raises(BackendError, match=r"'cuda' is no backend; choose one of auto, triton-fp8"):
+        fps_attention(*inputs, plan, backend="cuda")
+
+
+def test_a_named_backend_that_cannot_run_says_why():
+    plan, inputs, _ = scene(ROWS[1])
+    for backend in ("triton-fp8", "triton-bf16"):
+        with pytest.raises(BackendError) as caught:
+            fps_attention(*inputs, plan, backend=backend)
+        message = sentence(str(caught.value))
+        assert f"the backend '{backend}' cannot run here" in message and "reference: can run" in message
+
+
+def test_a_cpu_takes_the_reference_without_a_word():
+    for attention in ("bf16", "fp8"):
+        assert resolve_backend("auto", "cpu", torch.float32, 128, attention) == ("reference", None)
+        assert resolve_backend("reference", "cpu", torch.bfloat16, 64, attention) == ("reference", None)
+        table = backends("cpu", torch.float32, 128, attention)
+        assert [name for name, _ in table] == list(BACKENDS[1:]) and dict(table)["reference"] is None
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "attention", "expected", "note"),
+    [
+        ((9, 0), torch.bfloat16, "fp8", "triton-fp8", None),
+        ((8, 9), torch.float16, "fp8", "triton-fp8", None),
+        ((9, 0), torch.bfloat16, "bf16", "triton-bf16", None),
+        ((8, 0), torch.bfloat16, "fp8", "triton-bf16", "triton-fp8 (needs compute capability 8.9, this card has 8.0)"),
+        ((7, 5), torch.float16, "bf16", "reference", "triton-bf16 (needs compute capability 8.0, this card has 7.5)"),
+        ((9, 0), torch.float32, "fp8", "reference", "triton-fp8 (takes bfloat16, float16, not float32)"),
+    ],
+)
+def test_auto_says_what_runs_in_place_of_what(monkeypatch, capability, dtype, attention, expected, note):
+    monkeypatch.setattr(dispatch_module.triton_forward, "available", lambda device: None)
+    monkeypatch.setattr(dispatch_module.triton_forward, "interpreted", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    name, said = resolve_backend("auto", "cuda", dtype, 128, attention)
+    assert name == expected
+    assert said == (f"{expected} runs in place of {note}." if note else None)
+
+
+def test_sparsity_only_backends_have_no_fp8_in_the_backward(monkeypatch):
+    """An FP8 plan on the bf16 kernel: the gradient must match what the forward computed."""
+    plan, inputs, _ = scene(ROWS[1])
+    seen = []
+    monkeypatch.setattr(op, "run_forward", lambda backend, q, k, v, spec: seen.append(spec) or _empty(q))
+    monkeypatch.setattr("fpsattention.kernels.attention.resolve_backend", lambda *args: ("triton-bf16", None))
+    fps_attention(*inputs, plan)
+    assert seen[0].granularity is None and not seen[0].fp8
+
+
+def _empty(q):
+    stats = torch.zeros(q.shape[0], q.shape[2], q.shape[1])
+    return torch.zeros_like(q), stats, stats.clone()
