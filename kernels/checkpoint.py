@@ -216,7 +216,11 @@ def write_checkpoint(
                 f"{path.parent} has {free >> 20} MiB free, {path.name} needs {needed >> 20} MiB; "
                 "free some space or write elsewhere."
             )
+        # safetensors makes files that only their owner can read; a new file shall have the rights of any other.
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, metadata=metadata)
+        temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -224,8 +228,9 @@ def write_checkpoint(
         raise
     except Exception as error:
         # safetensors raises its own types, a full disk among them.
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise CheckpointError(
-            f"{path.name} could not be written to {path.parent} ({error}); nothing was kept."
+            f"{path.name} could not be written to {path.parent} ({reason}); nothing was kept."
         ) from error
     finally:
         with contextlib.suppress(OSError):
