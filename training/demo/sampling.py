@@ -132,8 +132,7 @@ def _through_comfyui(
                 entry = host.prompt(graph)
                 video = next(path for path in host.files(entry) if path.suffix == ".mp4")
                 shutil.copyfile(video, out / f"{key}_seed{seed}.mp4")
-                frames = read_clip(video).frames
-                videos.setdefault(key, []).append(torch.as_tensor(frames[0] if isinstance(frames, list) else frames))
+                videos.setdefault(key, []).append(torch.from_numpy(read_clip(video).frames[0]))
                 say(f"  {key}, seed {seed}")
             if key == "C":
                 _save_report(entry, out / "report.txt")
