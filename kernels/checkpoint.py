@@ -201,10 +201,13 @@ def write_checkpoint(
     """Write ``tensors`` with ``header`` to one safetensors file, whole or not at all.
 
     Raises CheckpointError if the folder has too little space or the write fails; an older file of that name survives.
+    Raises HeaderError for a header that could not be read back.
     """
     from safetensors.torch import save_file
 
     path = Path(path)
+    if header is not None:
+        Header.from_metadata(header.to_metadata())
     metadata = {"format": "pt", **(extra_metadata or {}), **(header.to_metadata() if header else {})}
     needed = sum(t.numel() * t.element_size() for t in tensors.values()) + FREE_SPACE_MARGIN
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")

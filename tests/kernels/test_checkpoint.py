@@ -72,6 +72,13 @@ def test_a_file_gives_header_and_tensors_back(tmp_path):
     assert os.listdir(path.parent) == [path.name]
 
 
+def test_a_header_that_could_not_be_read_back_is_not_written(tmp_path):
+    for header in (Header(SCHEDULE, slots=64, tile=(4, 8, 8)), Header(SCHEDULE, step=-1), Header(SCHEDULE, version=2)):
+        with pytest.raises(HeaderError):
+            write_checkpoint(tmp_path / "model.safetensors", TENSORS, header)
+    assert not os.listdir(tmp_path)
+
+
 def test_an_ordinary_file_carries_none(tmp_path):
     path = tmp_path / "stock.safetensors"
     safetensors.torch.save_file(TENSORS, path)
