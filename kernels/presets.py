@@ -17,12 +17,12 @@ PRESETS: dict[str, str] = {
   0.92    dense
   0.00    fp8         x1            all 60% 60%
 """,
-    # For jointly trained weights: about 25 % density (up to 35 % where few tiles round shares up).
+    # For jointly trained weights: about 20 % density (up to 27 % where few tiles round shares up).
     "balanced": _HEAD
     + """\
-  0.90    fp8         x2            all 45% 35%
-  0.60    fp8         x1            all 60% 45%
-  0.00    fp8         x2            all 45% 40%
+  0.90    fp8         x2            all 40% 30%
+  0.60    fp8         x1            all 50% 40%
+  0.00    fp8         x2            all 40% 35%
 """,
     # For jointly trained weights: about 12 % density.
     "fast": _HEAD
