@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from ..kernels.checkpoint import Header, HeaderError, read_header, read_metadata
+from ..kernels.checkpoint import Header, HeaderError, read_metadata
 from ..kernels.presets import preset
 from ._api import CATEGORY, FpsSchedule, io, show_text, ui
 from .patch import apply_patch
@@ -119,13 +119,12 @@ def inspect_file(model_name: str) -> tuple[str, Header | None]:
     if path is None:
         raise HeaderError(f"{model_name} is not in models/{FOLDER}; choose another file, or refresh the list.")
     try:
-        header = read_header(path)
-        _, tensors = read_metadata(path)
+        metadata, tensors = read_metadata(path)
+        if not all(any(name.endswith(wanted) for name in tensors) for wanted in _WAN_TENSORS):
+            raise HeaderError(f"{model_name} is not a Wan diffusion model; load it with the loader of its own kind.")
+        return path, Header.from_metadata(metadata)
     except HeaderError as error:
         raise HeaderError(_naming(model_name, str(error))) from None
-    if not all(any(name.endswith(wanted) for name in tensors) for wanted in _WAN_TENSORS):
-        raise HeaderError(f"{model_name} is not a Wan diffusion model; load it with the loader of its own kind.")
-    return path, header
 
 
 def describe(model_name: str, header: Header) -> str:

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..kernels.attention import fps_attention
+from ..kernels.attention.dispatch import HEAD_DIMS
 from .record import Step
-
-HEAD_DIMS = (64, 128)
 
 
 class Call:
@@ -99,7 +98,8 @@ def dense_reason(
     if q.shape != k.shape or q.shape != v.shape:
         return "q, k and v differ in shape"
     if q.shape[-1] // heads not in HEAD_DIMS:
-        return f"the head dimension is {q.shape[-1] // heads}, 64 and 128 are supported"
+        supported = " and ".join(map(str, HEAD_DIMS))
+        return f"the head dimension is {q.shape[-1] // heads}, {supported} are supported"
     tokens, expected = q.shape[1], plan.grid.tokens
     if tokens != expected:
         if not known_layout:

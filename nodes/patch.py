@@ -200,11 +200,11 @@ def _prepare(
             tiles=shown["tiles"] if shown["attention"] != "dense" else 0,
         ),
     )
+    if len({settings.schedule.at(value)[0] for value in values}) > 1:
+        step.decline("the batch mixes sigmas of different phases", blocks)
+        return None
     if shown["attention"] == "dense":
         step.dense += blocks
-        return None
-    if any(abs(value - sigma) > 1e-6 for value in values):
-        step.decline("the batch mixes sigmas", blocks)
         return None
     head_dim = diffusion_model.dim // diffusion_model.num_heads
     backend, note = resolve_backend(settings.backend, x.device, x.dtype, head_dim, shown["attention"])

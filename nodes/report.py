@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..kernels.presets import preset
 from ._api import CATEGORY, io, show_text, ui
 from .report_image import report_image
 from .report_text import report_summary, report_text
@@ -66,7 +67,7 @@ class FPSAttentionReport(io.ComfyNode):
             image = report_image(settings, runs, names)
         else:
             text = summary = _NOT_PATCHED
-            image = report_image(Settings(_dense(), "nowhere: the model is not patched"), [], {})
+            image = report_image(Settings(preset("dense"), "nowhere: the model is not patched"), [], {})
         show_text(hidden.unique_id if hidden is not None else None, summary)
         shown = ui.PreviewImage(image, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
         return io.NodeOutput(latent, text, image, ui=shown)
@@ -98,9 +99,3 @@ def node_names(prompt: dict | None) -> dict[str, str]:
     return {
         key: node.get("_meta", {}).get("title") or node.get("class_type", "") for key, node in (prompt or {}).items()
     }
-
-
-def _dense() -> Any:
-    from ..kernels.presets import preset
-
-    return preset("dense")

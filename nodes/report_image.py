@@ -1,4 +1,4 @@
-"""The report as a picture: one bar per step, as high as the density that ran, coloured by phase, hatched when dense."""
+"""The report as a picture: one bar per step, as high as the density that ran, colored by phase, hatched when dense."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LETTERS = 145
 
 _INK, _SOFT, _PAPER = (32, 34, 38), (120, 124, 132), (250, 250, 248)
 _GRID = (222, 222, 218)
-# Okabe and Ito's colours: told apart by colour-blind readers as well.
+# Okabe and Ito's colors: told apart by color-blind readers as well.
 _PHASES = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0))
 
 
@@ -87,17 +87,17 @@ def _legend(draw: ImageDraw.ImageDraw, steps: list[Step], left: int, y: int) -> 
 
 def _bar(draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], step: Step) -> None:
     """Filled where sparse attention ran; outlined and hatched where everything stayed dense."""
-    colour = _PHASES[step.phase % len(_PHASES)]
+    color = _PHASES[step.phase % len(_PHASES)]
     x0, y0, x1, y1 = (round(v) for v in box)
     if y1 <= y0 or x1 <= x0:
         return
     if step.sparse:
-        draw.rectangle((x0, y0, x1, y1), fill=colour)
+        draw.rectangle((x0, y0, x1, y1), fill=color)
         return
-    draw.rectangle((x0, y0, x1, y1), outline=colour, width=2)
+    draw.rectangle((x0, y0, x1, y1), outline=color, width=2)
     for offset in range(-(y1 - y0), x1 - x0, 8):
         start, end = max(offset, 0), min(offset + (y1 - y0), x1 - x0)
-        draw.line((x0 + start, y1 - (start - offset), x0 + end, y1 - (end - offset)), fill=colour)
+        draw.line((x0 + start, y1 - (start - offset), x0 + end, y1 - (end - offset)), fill=color)
 
 
 def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from ..kernels.checkpoint import Header, HeaderError, read_header
+from ..kernels.checkpoint import Header, read_header
 from ..kernels.grid import TokenGrid
 from ..kernels.plan import attention_work
 from ..kernels.presets import preset
@@ -83,10 +83,7 @@ def nominal_work(schedule: Schedule) -> float | None:
     """Return the attention work of ``schedule`` on a usual clip, or None if a selector decides it while sampling."""
     shifted = (1.0 - i / _NOMINAL_STEPS for i in range(_NOMINAL_STEPS))
     sigmas = [_NOMINAL_SHIFT * u / (1 + (_NOMINAL_SHIFT - 1) * u) for u in shifted]
-    try:
-        return attention_work(schedule, _NOMINAL_GRID, sigmas)
-    except TypeError:
-        return None
+    return attention_work(schedule, _NOMINAL_GRID, sigmas)
 
 
 def file_header(model: Any) -> Header | None:
@@ -104,9 +101,4 @@ def file_header(model: Any) -> Header | None:
         return None
     if not isinstance(path, (str, os.PathLike)) or not str(path).endswith((".safetensors", ".sft")):
         return None
-    if not os.path.isfile(path):
-        return None
-    try:
-        return read_header(path)
-    except HeaderError as error:
-        raise HeaderError(f"{os.path.basename(path)}: {error}") from None
+    return read_header(path) if os.path.isfile(path) else None

@@ -115,18 +115,21 @@ def test_an_unknown_class_stays_dense_only_with_extra_tokens(host):
     assert steps(model)[0].sparse == LAYERS
 
 
-def test_mixed_sigmas_stay_dense(host):
-    model = patched(host, "0.00 fp8 x1 all 1 1")
+@pytest.mark.parametrize("other, runs", [(0.2, "dense"), (0.8, "sparse")])
+def test_a_batch_of_several_sigmas_must_share_a_phase(host, other, runs):
+    model = patched(host, "0.50 fp8 x1 all 1 1\n0.00 dense")
     wan = model.model.diffusion_model
     forward = wan.forward
 
     def mixed(x, timestep, context, clip_fea, concat, options, **kwargs):
-        options["sigmas"] = torch.tensor([1.0, 0.2])
+        options["sigmas"] = torch.tensor([1.0, other])
         return forward(x, timestep, context, clip_fea, concat, options, **kwargs)
 
     wan.forward = mixed
     host.run(model, [1.0], batch=2)
-    assert list(steps(model)[0].reasons) == ["the batch mixes sigmas"]
+    (step,) = steps(model)
+    assert (step.sparse, step.dense) == ((LAYERS, 0) if runs == "sparse" else (0, LAYERS))
+    assert list(step.reasons) == ([] if runs == "sparse" else ["the batch mixes sigmas of different phases"])
 
 
 def test_without_sigmas_everything_is_dense(host):

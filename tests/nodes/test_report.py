@@ -84,5 +84,5 @@ def test_picture_of_many_steps(sampled):
 def test_hatched_bars_differ_from_filled_ones(sampled):
     settings, runs = sampled
     image = report_image(settings, runs, {})[0]
-    colours = {tuple(round(c * 255) for c in pixel.tolist()) for pixel in image[150:400:3, ::5].reshape(-1, 3)}
-    assert (0, 114, 178) in colours and (230, 159, 0) in colours
+    colors = {tuple(round(c * 255) for c in pixel.tolist()) for pixel in image[150:400:3, ::5].reshape(-1, 3)}
+    assert (0, 114, 178) in colors and (230, 159, 0) in colors
