@@ -44,6 +44,10 @@ runpy.run_path("main.py", run_name="__main__")
 """
 
 
+# The server is on this machine: a proxy that the environment names must not stand between.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
 class ComfyHostError(RuntimeError):
     """The server could not be started, died, or a prompt failed."""
 
@@ -77,6 +81,10 @@ def find_checkout(start: Path) -> Path | None:
     return None
 
 
+# What a pack's folder holds beside the pack.
+_NOT_COPIED = (".git", ".venv", ".cache", "output", "runs", "__pycache__")
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """Make ``target`` show ``source``: a symbolic link, or a copy where links are not allowed."""
     if target.is_symlink() or target.exists():
@@ -86,7 +94,7 @@ def link_or_copy(source: Path, target: Path) -> None:
         target.symlink_to(source.absolute(), target_is_directory=source.is_dir())
     except OSError:
         if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns(".git", ".venv", "output", "__pycache__"))
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns(*_NOT_COPIED))
         else:
             shutil.copy2(source, target)
 
@@ -240,7 +248,7 @@ class ComfyHost:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, headers={"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=120) as response:
+            with _OPENER.open(request, timeout=120) as response:
                 text = response.read()
                 return json.loads(text) if text.strip() else None
         except urllib.error.HTTPError as error:
@@ -254,9 +262,12 @@ class ComfyHost:
         while time.monotonic() < deadline:
             code = self._process.poll()
             if code is not None:
-                raise ComfyHostError(f"The ComfyUI server ended with exit code {code}.{self._log_tail()}")
+                raise ComfyHostError(
+                    f"The ComfyUI server ended with exit code {code}; it ran on {self.python}, and COMFYUI_PYTHON "
+                    f"names another interpreter.{self._log_tail()}"
+                )
             try:
-                with urllib.request.urlopen(self.url + "/system_stats", timeout=5):
+                with _OPENER.open(self.url + "/system_stats", timeout=5):
                     return
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(0.1)

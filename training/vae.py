@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from ..kernels.checkpoint import write_checkpoint
 from .vae_names import name_map, original_name
 from .vae_pass import AutoencoderKLWan, decode_whole, encode_whole
 
@@ -44,13 +44,12 @@ def load_vae(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Autoenc
 def save_vae(
     vae: AutoencoderKLWan, path: Path, metadata: Mapping[str, str], dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write ``vae`` in the original names, which ComfyUI loads, in ``dtype``; the file appears whole or not at all."""
-    tensors = {original_name(name): value.detach().to(dtype).contiguous() for name, value in vae.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, dict(metadata))
-    temporary.chmod(0o644)  # safetensors makes files that only their owner can read
-    os.replace(temporary, path)
+    """Write ``vae`` in the original names, which ComfyUI loads, in ``dtype``; the file appears whole or not at all.
+
+    Raises ``kernels.checkpoint.CheckpointError`` when it cannot be written.
+    """
+    tensors = {original_name(name): value.to(dtype) for name, value in vae.state_dict().items()}
+    write_checkpoint(path, tensors, extra_metadata=dict(metadata))
 
 
 def vae_hash(path: str | Path) -> str:

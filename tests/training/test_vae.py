@@ -58,7 +58,7 @@ def test_round_trip_is_bit_equal(vae, file):
     assert all(torch.equal(value, state[name]) for name, value in back.state_dict().items())
     assert "decoder.middle.0.residual.0.gamma" in load_file(file)
     with safe_open(file, "pt") as opened:
-        assert opened.metadata() == {"a": "b"}
+        assert opened.metadata() == {"format": "pt", "a": "b"}
 
 
 @pytest.mark.parametrize(("frames", "height", "width"), [(1, 16, 24), (5, 16, 16), (13, 24, 16)])

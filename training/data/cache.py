@@ -45,18 +45,21 @@ def build_cache(
     vae: AutoencoderKLWan | Callable[[], AutoencoderKLWan],
     vae_id: str,
     *,
+    text_device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> LatentDataset:
     """Return the data set of ``config``, encoding with ``vae`` whatever ``config.cache`` does not hold yet.
 
     ``vae`` may be a function that loads it: it is called only if something is missing. ``vae_id`` identifies its
-    weights (``vae_hash``). An interrupted build goes on where it stopped. Raises ``DataError`` with one sentence.
+    weights and precision, whatever latents depend on. The embedding of no text is cached as well, for dropped
+    captions; texts are encoded on ``text_device``. An interrupted build goes on where it stopped. Raises ``DataError``
+    with one sentence.
     """
     cache = Path(config.cache).expanduser()
     sources = find_sources(config)
-    texts = text_files(config, (source.caption for source in sources), cache)
+    texts = text_files(config, ["", *(source.caption for source in sources)], cache, device=text_device)
     bad = BadClips(cache, len(sources), config.max_bad)
-    encoder = _Encoder(vae, config.encode_dtype)
+    encoder = _Encoder(vae)
     parts: dict[Part, list[list[Sample]]] = {"train": [], "val": []}
     wanted = config.samples_per_clip + (config.val_samples_per_clip if config.holdout else 0)
     with tqdm(total=wanted * len(sources), desc="latents", unit="sample", disable=not progress, delay=0.5) as bar:
@@ -86,9 +89,8 @@ def build_cache(
 class _Encoder:
     """Loads the VAE when it is first needed, and encodes one sample at a time."""
 
-    def __init__(self, vae: AutoencoderKLWan | Callable[[], AutoencoderKLWan], dtype: str) -> None:
+    def __init__(self, vae: AutoencoderKLWan | Callable[[], AutoencoderKLWan]) -> None:
         self._vae = vae
-        self._dtype = dtype
 
     def __call__(self, video: torch.Tensor) -> torch.Tensor:
         from ..vae import encode
@@ -96,15 +98,7 @@ class _Encoder:
         if not isinstance(self._vae, torch.nn.Module):
             self._vae = self._vae()
         device = next(self._vae.parameters()).device
-        bf16 = self._dtype == "bf16" or (self._dtype == "auto" and device.type == "cpu" and _cpu_has_bf16())
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return encode(self._vae, video[None].to(device))[0].cpu()
-
-
-def _cpu_has_bf16() -> bool:
-    """Return True if the CPU computes in bf16; without that a bf16 convolution is slower than a float32 one."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+        return encode(self._vae, video[None].to(device))[0].cpu()
 
 
 def _clip_shards(
@@ -156,7 +150,6 @@ def _plan(config: DataConfig, source: Source, vae_id: str, cache: Path, part: Pa
 
 
 def _identity(config: DataConfig, source: Source) -> dict[str, object]:
-    # encode_dtype is not among them: it moves a latent by under 1 %, and a cache stays good on another machine.
     fields = ("fps", "frames", "height", "width", "scale_range", "flip", "holdout", "seed")
     return {"clip": source.digest, **{name: getattr(config, name) for name in fields}}
 

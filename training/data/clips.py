@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files import file_sha256
 from .errors import DataError, VideoError
 from .settings import DataConfig
 from .video import SUFFIXES
@@ -54,18 +54,9 @@ def find_sources(config: DataConfig) -> list[Source]:
             if not paths:
                 raise DataError(f"{root}: every clip lacks a caption, so none is left; write {listed}{more}.")
     return [
-        Source(path, path.relative_to(base).with_suffix("").as_posix(), captions[path] or "", file_hash(path))
+        Source(path, path.relative_to(base).with_suffix("").as_posix(), captions[path] or "", file_sha256(path))
         for path in paths
     ]
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class BadClips:

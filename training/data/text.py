@@ -19,7 +19,9 @@ ZEROS = "zeros"
 TEXT_DIM = 4096
 
 
-def text_files(config: DataConfig, captions: Iterable[str], cache: Path, *, device: str = "cpu") -> dict[str, Path]:
+def text_files(
+    config: DataConfig, captions: Iterable[str], cache: Path, *, device: torch.device | str = "cpu"
+) -> dict[str, Path]:
     """Return {caption: cached file}, encoding what is missing; empty for the encoder 'zeros'.
 
     Files hold the embedding (n, 4096) of a caption's own tokens, bf16; padding is not stored.
@@ -75,7 +77,7 @@ def _identity(folder: Path) -> str:
 class _Umt5:
     """UMT5 as Wan uses it: up to ``length`` tokens, the hidden states of the caption's own tokens."""
 
-    def __init__(self, folder: Path, length: int, device: str) -> None:
+    def __init__(self, folder: Path, length: int, device: torch.device | str) -> None:
         from ..torchvision_guard import hide_broken_torchvision
 
         hide_broken_torchvision()

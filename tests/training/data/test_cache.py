@@ -6,11 +6,13 @@ import json
 import logging
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fpsattention.training.data import cache as cache_module
+from fpsattention.training.data import shards as shards_module
 from fpsattention.training.data.cache import build_cache
 from fpsattention.training.data.errors import DataError, VideoError
 from fpsattention.training.data.settings import DataConfig
@@ -59,8 +61,6 @@ def build(vae_file):
 
 
 def files(config: DataConfig):
-    from pathlib import Path
-
     return sorted(Path(config.cache).rglob("*.safetensors"))
 
 
@@ -242,3 +242,14 @@ def test_pickles_small_and_works_in_spawned_workers(config, build):
     loader = DataLoader(dataset.train, batch_size=2, num_workers=1, multiprocessing_context="spawn")
     got = torch.cat([batch["latent"] for batch in loader])
     assert torch.equal(got, torch.stack([sample["latent"] for sample in dataset.train]))
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(tensors, path, metadata):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shards_module, "save_file", full)
+    with pytest.raises(DataError, match=r"cannot be written .*No space left.*set data\.cache"):
+        shards_module.write_shard(tmp_path / "cache" / "x.safetensors", torch.zeros(2), "key")
+    assert not list((tmp_path / "cache").iterdir())
