@@ -32,7 +32,7 @@ class FPSAttentionSchedule(io.ComfyNode):
                     default=CUSTOM,
                     tooltip=(
                         "custom: use the text below. mild: for weights that were not trained for sparsity. balanced, "
-                        "fast: for jointly trained weights, about 25 % and 12 % of the attention work. dense: change "
+                        "fast: for jointly trained weights, about 20 % and 12 % of the attention work. dense: change "
                         "nothing. With a preset the text below is not used."
                     ),
                 ),
