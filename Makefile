@@ -1,6 +1,6 @@
 # make demo   the main job end to end, on real input (about eight minutes on two cores)
 # make test   every test; what needs a GPU or ComfyUI skips with its reason
-# make gpu    GPU tests and benchmarks, on a machine with a CUDA card
+# make gpu    the tests that need a CUDA card; none of them may skip
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -32,7 +32,8 @@ gpu: $(VENV)/.tests
 embedded: $(VENV)/.trainer
 	$(RUN) -c "from fpsattention.training.data.demo_clip import demo_clip; demo_clip('.cache/clip/bigbuckbunny.mp4')"
 	$(RUN) -m training.tiny_vae --clip .cache/clip/bigbuckbunny.mp4 --out training/assets/wan2.1-tiny-vae.safetensors
-	$(RUN) -m training.run --config training/configs/tiny-base.toml
+	$(RUN) -m training.run --config training/configs/tiny-base.toml --resume auto
+	cp output/tiny-base/wan2.1-tiny-t2v.safetensors training/assets/
 
 clean:
 	rm -rf $(VENV) output .cache
@@ -47,7 +48,7 @@ $(VENV)/.torch:
 $(VENV)/.trainer: $(VENV)/.torch requirements.txt training/requirements.txt
 	@echo "installing the trainer into $(VENV) ..."
 	$(RUN) -c "import torch; print('torch==' + torch.__version__.split('+')[0])" > $(VENV)/constraints.txt
-	$(PIP) -c $(VENV)/constraints.txt -r training/requirements.txt
+	$(PIP) -c $(VENV)/constraints.txt -r requirements.txt -r training/requirements.txt
 	touch $@
 
 $(VENV)/.tests: $(VENV)/.trainer tests/requirements.txt

@@ -79,7 +79,7 @@ class Header:
         ours = {key[len(PREFIX) :]: value for key, value in metadata.items() if key.startswith(PREFIX)}
         if not ours:
             return None
-        version = _integer(ours, "version", None)
+        version = _integer(ours, "version")
         if version > VERSION:
             raise HeaderError(
                 f"the file carries a v{version} FPSAttention header, this version reads up to v{VERSION}; "
@@ -91,17 +91,17 @@ class Header:
             schedule = Schedule.parse(_required(ours, "schedule"))
         except ScheduleError as error:
             raise HeaderError(f"the schedule in the file's header is damaged: {error}") from None
-        slots = _integer(ours, "slots", None)
+        slots = _integer(ours, "slots")
         header = Header(
             schedule=schedule,
             slots=slots,
             tile=_tile(ours, slots),
-            smooth_k=_choice(ours, "smooth_k", ("true", "false"), "true") == "true",
-            fp8_format=_choice(ours, "fp8_format", FP8_FORMATS, "e4m3fn"),
-            timestep=_choice(ours, "timestep", TIMESTEPS, "1000*sigma"),
+            smooth_k=_choice(ours, "smooth_k", ("true", "false")) == "true",
+            fp8_format=_choice(ours, "fp8_format", FP8_FORMATS),
+            timestep=_choice(ours, "timestep", TIMESTEPS),
             base_sha256=ours.get("base_sha256", ""),
             trainer=ours.get("trainer", ""),
-            step=_integer(ours, "step", 0),
+            step=_integer(ours, "step"),
             version=version,
         )
         if header.step < 0:
@@ -115,16 +115,16 @@ def _required(values: dict[str, str], key: str) -> str:
     return values[key]
 
 
-def _integer(values: dict[str, str], key: str, default: int | None) -> int:
-    text = values.get(key, default) if default is not None else _required(values, key)
+def _integer(values: dict[str, str], key: str) -> int:
+    text = _required(values, key)
     try:
         return int(text)
     except (TypeError, ValueError):
         raise HeaderError(f"the header's '{key}' is {text!r}, not a whole number; the file is damaged.") from None
 
 
-def _choice(values: dict[str, str], key: str, choices: tuple[str, ...], default: str) -> str:
-    value = values.get(key, default)
+def _choice(values: dict[str, str], key: str, choices: tuple[str, ...]) -> str:
+    value = _required(values, key)
     if value not in choices:
         raise HeaderError(
             f"the header's '{key}' is {value!r}, this version knows {' or '.join(choices)}; update the node pack."

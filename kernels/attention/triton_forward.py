@@ -8,13 +8,13 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import sys
 from typing import Protocol
 
 import torch
 
 HEAD_DIMS = (64, 128)
 BF16_DTYPES = (torch.bfloat16, torch.float16)
-FP8_CAPABILITY = (8, 9)
 # The matrix instructions multiply 16 16-bit or 32 FP8 numbers at a time; a tile is the summed axis of P V.
 MIN_SLOTS = {"bf16": 16, "fp8": 32}
 
@@ -41,26 +41,18 @@ def interpreted() -> bool:
 
 def available(device: torch.device | None = None) -> str | None:
     """Return None if the kernels can be launched (on ``device``, when given), else a short reason."""
-    if importlib.util.find_spec("triton") is None:
+    if device is not None and torch.device(device).type != "cuda" and not interpreted():
+        return f"Triton kernels need a CUDA device, the tensors are on {torch.device(device).type}"
+    # Searching the path takes longer than a plan's lookup, so only until triton is imported.
+    if "triton" not in sys.modules and importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    kind = torch.device(device).type if device is not None else "cuda"
-    if not interpreted():
-        if kind != "cuda":
-            return f"Triton kernels need a CUDA device, the tensors are on {kind}"
-        if not torch.cuda.is_available():
-            return "torch finds no CUDA device"
+    if not interpreted() and not torch.cuda.is_available():
+        return "torch finds no CUDA device"
     try:
         from . import triton_kernels  # noqa: F401
     except Exception as error:  # a broken triton fails in many ways, and none of them may reach the caller
         return f"triton cannot be imported ({type(error).__name__}: {error})"
     return None
-
-
-def fp8_supported(capability: tuple[int, int]) -> str | None:
-    """Return None if a GPU of this compute capability multiplies e4m3 numbers, else a short reason."""
-    if tuple(capability) >= FP8_CAPABILITY:
-        return None
-    return "FP8 needs compute capability 8.9 or newer, this GPU has {}.{}".format(*capability)
 
 
 def forward_bf16(

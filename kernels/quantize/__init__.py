@@ -1,1 +1,1 @@
-"""Quantizers: FP8 e4m3 for attention; the plain-torch reference stands beside every kernel."""
+"""Quantizers in plain torch: FP8 e4m3 for attention, at every granularity."""

@@ -75,8 +75,8 @@ def channel_scales(v: torch.Tensor) -> torch.Tensor:
 
 def _scale(amax: torch.Tensor) -> torch.Tensor:
     scale = amax / E4M3_MAX
-    # Zero, or NaN from a broken tile: scale 1 keeps the NaN where it is instead of spreading it over the group.
-    return torch.where(scale > 0, scale, torch.ones_like(scale))
+    # Zero, or not finite in a broken tile: scale 1 keeps what is broken where it is.
+    return torch.where((scale > 0) & scale.isfinite(), scale, torch.ones_like(scale))
 
 
 def fake_quantize_(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -94,3 +94,31 @@ def fake_quantize_(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 def true_quantize(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Return ``e4m3(x / scale)`` as ``torch.float8_e4m3fn``; ``fake_quantize_`` holds the same values times scale."""
     return (x / scale).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+
+
+def quantize_tiles(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    index: torch.Tensor,
+    *,
+    granularity: str,
+    cube: torch.Tensor,
+    cubes: int,
+    smooth_k: bool,
+) -> tuple[torch.Tensor, ...]:
+    """Return what an FP8 kernel reads of ``q, k, v (B, S, H, D)`` by ``index (tiles, slots)``.
+
+    ``q8, k8 (B, H, tiles*slots, D)`` and ``v8 (B, H, D, tiles*slots)`` as e4m3 with dead rows 0, the scales of q and k
+    (``(B, H, tiles*slots)`` for 'token', else ``(B, H, tiles)``) and of v ``(B, H, D)``.
+    """
+    qt, kt, vt = (to_tiles(x, index) for x in (q, k, v))
+    if smooth_k:
+        kt -= token_mean(k)
+        kt.masked_fill_((index < 0)[None, None, :, :, None], 0.0)
+    scales = [group_scales(x, granularity, cube, cubes) for x in (qt, kt)]
+    v_scale = channel_scales(vt)
+    q8, k8 = (true_quantize(x, s).flatten(2, 3) for x, s in zip((qt, kt), scales))
+    v8 = true_quantize(vt, v_scale).flatten(2, 3).transpose(-1, -2).contiguous()
+    flat = [s.reshape(*s.shape[:2], -1) for s in scales]
+    return q8, k8, v8, *flat, v_scale.reshape(*v_scale.shape[:2], -1)

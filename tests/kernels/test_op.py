@@ -161,9 +161,11 @@ def test_a_named_backend_that_cannot_run_says_why():
         assert f"the backend '{backend}' cannot run here" in message and "reference: can run" in message
 
 
-def test_a_cpu_takes_the_reference_without_a_word():
+def test_a_cpu_takes_the_reference_and_says_so():
     for attention in ("bf16", "fp8"):
-        assert resolve_backend("auto", "cpu", torch.float32, 128, attention) == ("reference", None)
+        name, note = resolve_backend("auto", "cpu", torch.float32, 128, attention)
+        assert name == "reference"
+        assert note.startswith(f"reference runs in place of triton-{attention} (") and "the tensors are on cpu" in note
         assert resolve_backend("reference", "cpu", torch.bfloat16, 64, attention) == ("reference", None)
         table = backends("cpu", torch.float32, 128, attention)
         assert [name for name, _ in table] == list(BACKENDS[1:]) and dict(table)["reference"] is None
@@ -187,6 +189,14 @@ def test_auto_says_what_runs_in_place_of_what(monkeypatch, capability, dtype, at
     name, said = resolve_backend("auto", "cuda", dtype, 128, attention)
     assert name == expected
     assert said == (f"{expected} runs in place of {note}." if note else None)
+
+
+def test_a_chosen_backend_without_fp8_says_that_fp8_is_lost(monkeypatch):
+    monkeypatch.setattr(dispatch_module.triton_forward, "available", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    name, note = resolve_backend("triton-bf16", "cuda", torch.bfloat16, 128, "fp8")
+    assert name == "triton-bf16" and "without FP8" in note
+    assert resolve_backend("triton-bf16", "cuda", torch.bfloat16, 128, "bf16") == ("triton-bf16", None)
 
 
 def test_sparsity_only_backends_have_no_fp8_in_the_backward(monkeypatch):

@@ -11,13 +11,12 @@ import math
 import pytest
 import torch
 from fpsattention.kernels.attention import fps_attention
-from fpsattention.kernels.attention.dispatch import quantize_tiles
-from fpsattention.kernels.attention.reference import Spec
 from fpsattention.kernels.grid import TokenGrid
 from fpsattention.kernels.quantize.fp8 import (
     channel_scales,
     fake_quantize_,
     group_scales,
+    quantize_tiles,
     round_e4m3_,
     to_tiles,
     token_mean,
@@ -153,6 +152,17 @@ def test_the_mean_is_of_all_tokens_and_leaves_broken_ones_alone():
     assert mean[0, 1, 0, 0, 7] == 0.0 and mean.isfinite().all()
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_one_broken_number_does_not_spread_over_its_cube(broken):
+    plan = oracle.make_plan("fp8 x2 all 3 3", RAGGED, 2, slots=16)
+    tiled = to_tiles(oracle.tensors(1, RAGGED.tokens, 2, 64)[0], plan.layout.index)
+    tiled[0, 0, 3, 0, 5] = broken
+    scales = group_scales(tiled, "x2", plan.layout.cube, plan.layout.cubes)
+    assert scales.isfinite().all()
+    rounded = fake_quantize_(tiled.clone(), scales)
+    assert (~rounded.isfinite()).sum() == (1 if math.isnan(broken) else 0)
+
+
 def output_error(plan, q, k, v) -> float:
     """Return the error of the plan's attention against exact attention over the same lists."""
     expected = oracle.exact(*(x.double() for x in (q, k, v)), oracle.visible(plan, *q.shape[0:3:2]))
@@ -189,11 +199,11 @@ def test_kernels_read_the_same_numbers(granularity):
     """What an FP8 kernel gets, times its scales, is what the reference computes with."""
     plan = oracle.make_plan(f"fp8 {granularity} all 3 3", RAGGED, 2, slots=16)
     q, k, v, _ = oracle.tensors(2, RAGGED.tokens, 2, 64)
-    layout, lists = plan.layout, plan.lists
+    layout = plan.layout
     index = torch.nn.functional.pad(layout.index, (0, 32 - layout.index.shape[1]), value=-1)
-    tables = (layout.index, layout.live, layout.cube, layout.cubes, lists.ids, lists.count, lists.pattern_of_head)
-    spec = Spec(*tables, granularity, smooth_k=True)
-    q8, k8, v8, q_scale, k_scale, v_scale = quantize_tiles(q, k, v, index, spec)
+    q8, k8, v8, q_scale, k_scale, v_scale = quantize_tiles(
+        q, k, v, index, granularity=granularity, cube=layout.cube, cubes=layout.cubes, smooth_k=True
+    )
     tiles = len(index)
     assert q8.shape == k8.shape == (2, 2, tiles * 32, 64) and v8.shape == (2, 2, 64, tiles * 32)
     assert q8.dtype == k8.dtype == v8.dtype == torch.float8_e4m3fn and v8.is_contiguous()

@@ -10,19 +10,33 @@ from pathlib import Path
 
 import pytest
 import torch
-from fpsattention.kernels.attention import triton_forward
+from fpsattention.kernels.attention import backends, triton_forward
 
 ROOT = Path(__file__).resolve().parents[3]
 has_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
-def test_fp8_needs_8_9():
-    assert [triton_forward.fp8_supported(c) for c in ((8, 9), (9, 0), (10, 0), (12, 0))] == [None] * 4
+def reason(monkeypatch, capability, hip=None):
+    monkeypatch.setattr(triton_forward, "available", lambda device=None: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    return dict(backends("cuda", torch.bfloat16, 128, "fp8"))["triton-fp8"]
+
+
+def test_fp8_needs_8_9(monkeypatch):
+    for capability in ((8, 9), (9, 0), (10, 0), (12, 0)):
+        assert reason(monkeypatch, capability) is None
     for capability in ((8, 0), (8, 6), (7, 5)):
-        assert "8.9 or newer, this GPU has {}.{}".format(*capability) in triton_forward.fp8_supported(capability)
+        expected = "needs compute capability 8.9, this card has {}.{}".format(*capability)
+        assert reason(monkeypatch, capability) == expected
+
+
+def test_amd_is_not_taken_for_a_capable_card(monkeypatch):
+    assert "AMD" in reason(monkeypatch, (11, 0), hip="6.2")
 
 
 def test_a_missing_triton_is_a_reason(monkeypatch):
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert triton_forward.available() == "triton is not installed"
 
