@@ -120,7 +120,7 @@ def _backend(config: RunConfig) -> str:
     said = []
     for kind in kinds:
         name, note = resolve_backend(attention.backend, device, compute_dtype(config), HEAD_DIM, kind)
-        said.append(f"{kind} on {name} ({device.type})" + (f"; {note}" if note else ""))
+        said.append(f"{kind} on {name} ({device.type})" + (f"; {note}" if note and device.type != "cpu" else ""))
     return ", ".join(said)
 
 

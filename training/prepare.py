@@ -66,7 +66,9 @@ def check_backend(config: RunConfig, world: World) -> None:
     kinds = {phase.attention for phase in attention.schedule.phases} - {"dense"}
     for kind in sorted(kinds):
         name, note = resolve_backend(attention.backend, device, compute_dtype(config), HEAD_DIM, kind)
-        _log.info("%s attention runs on %s%s", kind, name, f": {note}" if note else "")
+        _log.info("%s attention runs on %s (%s)", kind, name, device.type)
+        if note and device.type != "cpu":  # on a CPU there is nothing else to expect
+            _log.warning("%s", note)
 
 
 def vae_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
@@ -100,6 +102,7 @@ def prepare_data(config: RunConfig, world: World, *, progress: bool = True) -> P
                 progress=progress and world.is_main,
             )
         world.barrier()
-    files = text_files(config.data, [""], Path(config.data.cache).expanduser())
-    empty = read_text(files.get(""), config.data.text_length)
-    return Prepared(dataset.train, dataset.val, data_grid(config.data), empty)
+    empty = None
+    if config.data.text_encoder != ZEROS:
+        empty = text_files(config.data, [""], Path(config.data.cache).expanduser())[""]
+    return Prepared(dataset.train, dataset.val, data_grid(config.data), read_text(empty, config.data.text_length))
