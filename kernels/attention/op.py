@@ -35,7 +35,9 @@ def attention_forward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return ``(out (B,S,H,D), lse (B,H,S), rowmax (B,H,S))``; the last two float32 in log2 units."""
     spec = _spec(index, live, cube, cubes, ids, count, pattern_of_head, granularity, smooth_k)
-    return run_forward(backend, q, k, v, spec)
+    # The numerics are decided here; autocast would turn single products into bf16.
+    with torch.autocast(q.device.type, enabled=False):
+        return run_forward(backend, q, k, v, spec)
 
 
 @attention_forward.register_fake
@@ -68,7 +70,8 @@ def attention_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return ``(dq, dk, dv)``, the straight-through gradient that matches the forward."""
     spec = _spec(index, live, cube, cubes, ids, count, pattern_of_head, granularity, smooth_k)
-    return reference.backward(grad, q, k, v, out, lse, rowmax, spec)
+    with torch.autocast(q.device.type, enabled=False):
+        return reference.backward(grad, q, k, v, out, lse, rowmax, spec)
 
 
 @attention_backward.register_fake

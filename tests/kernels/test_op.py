@@ -161,6 +161,18 @@ def test_a_named_backend_that_cannot_run_says_why():
         assert f"the backend '{backend}' cannot run here" in message and "reference: can run" in message
 
 
+def test_autocast_changes_nothing():
+    plan, inputs, grad = scene(ROWS[1])
+    results = []
+    for enabled in (False, True):
+        leaves = [x.detach().clone().requires_grad_() for x in inputs]
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = fps_attention(*leaves, plan)
+            out.backward(grad)
+        results.append((out, *(x.grad for x in leaves)))
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
 def test_a_cpu_takes_the_reference_and_says_so():
     for attention in ("bf16", "fp8"):
         name, note = resolve_backend("auto", "cpu", torch.float32, 128, attention)
