@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,28 +22,47 @@ _log = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the trainer and return the exit code.
 
-    0: done; 2: bad configuration or input, one sentence on stderr; 3: loss repeatedly not finite; 75: stopped by a
-    signal after saving.
+    0: done; 2: bad configuration or input, no place to write, or a missing package, one sentence on stderr; 3: loss
+    repeatedly not finite; 75: stopped by a signal after saving.
     """
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    # Imported here and further down, so that --help and --dry-run answer without waiting for diffusers.
-    from .config import ConfigError
+    try:
+        # Imported here and further down, so that --help and --dry-run answer without waiting for diffusers.
+        from .failures import NonFiniteError, expected_errors, sentence
+
+        expected = expected_errors()
+    except ImportError as error:
+        return _fail(sentence(error), EXIT_CONFIG)
+    try:
+        return _obey(args)
+    except NonFiniteError as error:
+        return _fail(sentence(error), EXIT_NONFINITE)
+    except expected as error:
+        return _fail(sentence(error), EXIT_CONFIG)
+
+
+def _fail(said: str, code: int) -> int:
+    print(f"error: {said}", file=sys.stderr)
+    return code
+
+
+def _obey(args: argparse.Namespace) -> int:
     from .config_file import load_config, to_toml
 
-    try:
-        config = load_config(args.config, args.set)
-    except ConfigError as error:
-        return _fail(error, EXIT_CONFIG)
+    config = load_config(args.config, args.set)
     if args.print_config:
         print(to_toml(config), end="")
         return EXIT_OK
-    return _plan(config) if args.dry_run else _train(config, args.resume)
+    fetch = args.config is None and _takes_the_demo_clip(config)
+    return _plan(config, fetch) if args.dry_run else _train(config, args.resume, fetch)
 
 
-def _fail(error: Exception, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return code
+def _takes_the_demo_clip(config: RunConfig) -> bool:
+    """Return True if the data are the embedded default's own clip, which needs nobody to bring it."""
+    from .data.demo_clip import DEFAULT
+
+    return not os.environ.get("CLIP") and config.data.videos == DEFAULT
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,46 +79,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _plan(config: RunConfig) -> int:
-    from ..kernels.attention import BackendError
-    from .distributed import DeviceError
-    from .dry_run import describe_run
-    from .names import ModelError
+def _fetch_clip() -> None:
+    from .data.demo_clip import demo_clip
 
-    try:
-        print(describe_run(config))
-    except (BackendError, DeviceError, ModelError) as error:
-        return _fail(error, EXIT_CONFIG)
+    demo_clip()
+
+
+def _plan(config: RunConfig, fetch: bool) -> int:
+    from .dry_run import describe_run
+
+    if fetch:
+        _fetch_clip()
+    print(describe_run(config))
     return EXIT_OK
 
 
-def _train(config: RunConfig, resume: str) -> int:
-    from ..kernels.attention import BackendError
-    from ..kernels.checkpoint import CheckpointError
-    from .config import ConfigError
-    from .data.errors import DataError
-    from .distributed import DeviceError, open_world
-    from .loop import NonFiniteError
-    from .names import ModelError
-    from .state import SnapshotError
-    from .vae import VaeError
+def _train(config: RunConfig, resume: str, fetch: bool) -> int:
+    from .distributed import open_world
 
-    world = None
+    world = open_world(config.device)
     try:
-        world = open_world(config.device)
-        return _run(config, resume, world)
-    except NonFiniteError as error:
-        return _fail(error, EXIT_NONFINITE)
-    except (
-        BackendError, CheckpointError, ConfigError, DataError, DeviceError, ModelError, SnapshotError, VaeError
-    ) as error:  # fmt: skip
-        return _fail(error, EXIT_CONFIG)
+        return _run(config, resume, fetch, world)
     finally:
-        if world is not None:
-            world.close()
+        world.close()
 
 
-def _run(config: RunConfig, resume: str, world: World) -> int:
+def _run(config: RunConfig, resume: str, fetch: bool, world: World) -> int:
     from .export import export_run
     from .loop import fit
     from .prepare import check_backend, check_model, prepare_data
@@ -108,6 +114,8 @@ def _run(config: RunConfig, resume: str, world: World) -> int:
         logging.getLogger().setLevel(logging.ERROR)
     check_model(config)
     check_backend(config, world)
+    if fetch and world.is_main:
+        _fetch_clip()
     data = prepare_data(config, world)
     with StopFlag().on_signals() as stop:
         result = fit(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ..kernels.attention import BACKENDS
 from ..kernels.presets import PRESETS, preset
 from ..kernels.schedule import Schedule, ScheduleError
-from .data.settings import DataConfig
+from .data.settings import DataConfig, Pair, Positive, Share, as_tuple
 from .flow import Flow
 from .names import HEAD_DIM
 from .sparse import SparseAttention
@@ -22,16 +22,9 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message is one sentence."""
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Triple = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_as_tuple)]
-Pair = Annotated[tuple[float, float], BeforeValidator(_as_tuple)]
+Triple = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(as_tuple)]
 Sigma = Annotated[float, Field(gt=0, le=1)]
-Sigmas = Annotated[tuple[Sigma, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+Sigmas = Annotated[tuple[Sigma, ...], BeforeValidator(as_tuple), Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -149,14 +142,14 @@ class FlowSection(Section):
     """Which noise levels training sees."""
 
     shift: Annotated[float, Field(gt=0)] = 5.0
-    density: Literal["logit-normal", "uniform"] = "logit-normal"
+    sampling: Literal["logit-normal", "uniform"] = "logit-normal"
     mean: float = 0.0
     std: Annotated[float, Field(gt=0)] = 1.0
     text_dropout: Share = 0.0
 
     def resolved(self) -> Flow:
         """Return the noise-level distribution."""
-        return Flow(self.shift, self.density, self.mean, self.std)
+        return Flow(self.shift, self.sampling, self.mean, self.std)
 
 
 class ValidationSection(Section):

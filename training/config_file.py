@@ -69,6 +69,11 @@ def with_changes(config: RunConfig, **changes: Any) -> RunConfig:
     return check_config(table, "configuration")
 
 
+def as_override(key: str, value: Any) -> str:
+    """Return the override that sets ``key`` to ``value``, whatever characters it has."""
+    return f"{key}={_toml(value)}"
+
+
 def _shipped() -> str:
     return ", ".join(sorted(str(p.relative_to(PACK)) for p in CONFIGS.glob("*.toml"))) or "none"
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from ..kernels.attention import resolve_backend
 from ..kernels.grid import TokenGrid
 from .config import RunConfig
+from .data.clips import find_videos
 from .data.errors import VideoError
 from .data.sampling import part_range
 from .data.settings import DataConfig
-from .data.video import SUFFIXES, probe
+from .data.video import probe
 from .distributed import World, pick_device
-from .names import HEAD_DIM, WanShape
-from .prepare import compute_dtype, data_grid, planned_shape
+from .names import HEAD_DIM, WanShape, planned_shape
+from .prepare import compute_dtype, data_grid
 
 # Bytes that autograd keeps per token and block, measured on diffusers' Wan with torch's saved-tensor hooks:
 # (per channel of dim, per channel of ffn).
@@ -82,7 +83,7 @@ def phase_table(config: RunConfig, grid: TokenGrid, heads: int) -> tuple[list[st
 
 def describe_run(config: RunConfig) -> str:
     """Return the plan as text. Raises ModelError if the model's file cannot be used; missing data are only named."""
-    shape, grid = planned_shape(config), data_grid(config.data)
+    shape, grid = planned_shape(config.model), data_grid(config.data)
     lines, mean = phase_table(config, grid, shape.heads)
     memory = estimate_memory(config, shape, grid.video)
     optim, data = config.optim, config.data
@@ -126,12 +127,9 @@ def _backend(config: RunConfig) -> str:
 
 def _clips(config: DataConfig) -> str:
     root = Path(config.videos).expanduser()
-    if root.is_file():
-        paths = [root]
-    elif root.is_dir():
-        paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    else:
+    if not root.exists():
         return f"{root} (not there yet)"
+    paths = find_videos(root)
     usable, train, val = 0, 0, 0
     for path in paths[:PROBED_CLIPS]:
         try:

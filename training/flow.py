@@ -32,13 +32,13 @@ class Flow:
     """How training draws its noise levels."""
 
     shift: float = 5.0
-    density: str = "logit-normal"
+    sampling: str = "logit-normal"
     mean: float = 0.0
     std: float = 1.0
 
     def draw_sigma(self, generator: torch.Generator) -> float:
         """Return one sigma in (0, 1)."""
-        if self.density == "uniform":
+        if self.sampling == "uniform":
             u = torch.rand((), generator=generator, dtype=torch.float64)
         else:
             normal = torch.randn((), generator=generator, dtype=torch.float64)
@@ -46,9 +46,9 @@ class Flow:
         return shifted(float(u.clamp(1e-4, 1.0)), self.shift)
 
     def quantiles(self, n: int) -> list[float]:
-        """Return n sigmas at the middles of n equally likely parts of the training density."""
+        """Return n sigmas at the middles of n equally likely parts of what training draws."""
         p = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-        u = p if self.density == "uniform" else torch.sigmoid(self.mean + self.std * torch.special.ndtri(p))
+        u = p if self.sampling == "uniform" else torch.sigmoid(self.mean + self.std * torch.special.ndtri(p))
         return [shifted(float(value), self.shift) for value in u]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,14 @@ class Journal:
         self.records: list[dict[str, Any]] = []
         self._file = None
         self._board = None
+        self._path = None if folder is None else folder / "loss.jsonl"
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "loss.jsonl"
         # A run that was killed has logged steps that it will now repeat: the log continues where the weights do.
-        self.records = [record for record in read_records(path) if record["step"] < from_step] if from_step else []
-        self._file = path.open("w", encoding="utf-8")
-        for record in self.records:
-            self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        if from_step:
+            self.records = [record for record in read_records(self._path) if record["step"] < from_step]
+        self._rewrite()
         if tensorboard:
             self._board = _summary_writer(folder / "tensorboard")
 
@@ -34,16 +34,20 @@ class Journal:
         """Append a record, which has at least ``step``; every number in it becomes a TensorBoard curve."""
         self.records.append(record)
         if self._file is not None:
-            try:
+            with self._writing():
                 self._file.write(json.dumps(record) + "\n")
                 self._file.flush()
-            except OSError as error:
-                _log.warning("the loss log is not written any more: %s", error)
-                self._file = None
-        if self._board is not None:
-            for key, value in record.items():
-                if key != "step" and isinstance(value, (int, float)):
-                    self._board.add_scalar(key, value, record["step"])
+        self._draw(record["step"], record)
+
+    def complete(self, **values: Any) -> None:
+        """Add values to the last record, in the log too; nothing happens in a run that took no step."""
+        if not self.records:
+            return
+        self.records[-1].update(values)
+        if self._file is not None:
+            with self._writing():
+                self._rewrite()
+        self._draw(self.records[-1]["step"], values)
 
     def close(self) -> None:
         """Close the files."""
@@ -51,6 +55,33 @@ class Journal:
             self._file.close()
         if self._board is not None:
             self._board.close()
+
+    def _rewrite(self) -> None:
+        """Write the whole log anew, in a file that replaces the old one when it is complete."""
+        if self._file is not None:
+            self._file.close()
+        partial = self._path.with_name(f"{self._path.name}.tmp")
+        try:
+            partial.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
+            os.replace(partial, self._path)
+        finally:
+            partial.unlink(missing_ok=True)
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def _draw(self, step: int, values: dict[str, Any]) -> None:
+        if self._board is not None:
+            for key, value in values.items():
+                if key != "step" and isinstance(value, (int, float)):
+                    self._board.add_scalar(key, value, step)
+
+    @contextlib.contextmanager
+    def _writing(self):
+        """Run the body; a disk that cannot be written ends the log, not the run."""
+        try:
+            yield
+        except OSError as error:
+            _log.warning("the loss log is not written any more: %s", error)
+            self._file = None
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from .config import RunConfig
 from .data.order import order
 from .distributed import World, pick_device
 from .evaluate import Validation, validate
+from .failures import NonFiniteError
 from .flow import Draw, draw, noisy, timestep, velocity_loss
 from .journal import Journal, plot_losses
 from .model import WanTransformer3DModel, autocast, keep_full_precision, starting_model
@@ -29,10 +30,6 @@ from .state import save_snapshot
 from .stopping import StopFlag
 
 _log = logging.getLogger(__name__)
-
-
-class NonFiniteError(RuntimeError):
-    """Loss or gradient was not finite several steps in a row; the message is one sentence."""
 
 
 @dataclass
@@ -78,8 +75,8 @@ def fit(
 
     ``model`` (changed in place) replaces the one that the configuration names. ``resume`` is 'none', 'auto' (newest
     complete checkpoint, else from the start) or a checkpoint directory. ``empty_text`` (zeros if None) is what a
-    dropped text becomes. ``progress`` is the bar's label, None for no
-    bar. Two runs that differ in ``config.attention`` only see the same batches, noise and sigmas.
+    dropped text becomes. ``progress`` is the bar's label, None for no bar. Two runs that differ in
+    ``config.attention`` only see the same batches, noise and sigmas.
     Raises ConfigError, SnapshotError or ModelError (one sentence), NonFiniteError after repeated bad steps.
     """
     world, stop = world or World(), stop or StopFlag()
@@ -115,11 +112,11 @@ def fit(
         if saved != run.step and not stopped:
             _save(config, run, world)
         final = measure() if len(val) and not stopped and world.is_main else None
+        if final is not None:
+            journal.complete(validation=final.loss)
     finally:
         bar.close()
         journal.close()
-    if final is not None:
-        journal.records[-1]["validation"] = final.loss
     if folder is not None and journal.records:
         plot_losses({config.output.name: journal.records}, folder / "loss.png")
     if run.ema is not None and not stopped:

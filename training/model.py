@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from .names import HEAD_DIM, WanShape, original_names, read_shape, strip_prefix, to_diffusers
+from .names import HEAD_DIM, WanShape, original_names, planned_shape, read_shape, strip_prefix, to_diffusers
 from .torchvision_guard import hide_broken_torchvision
+
+if TYPE_CHECKING:
+    from .config import ModelSection
 
 hide_broken_torchvision()
 try:
@@ -132,9 +136,8 @@ def autocast(device: torch.device, dtype: str) -> contextlib.AbstractContextMana
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def starting_model(section, seed: int) -> WanTransformer3DModel:
+def starting_model(section: ModelSection, seed: int) -> WanTransformer3DModel:
     """Return the model that a configuration's ``[model]`` names: a file's weights, or random ones from the seed."""
     if section.init == "random":
-        shape = WanShape(section.dim, section.ffn_dim, section.layers, text_dim=section.text_dim)
-        return random_model(shape, seed)
+        return random_model(planned_shape(section), seed)
     return load_model(section.path)

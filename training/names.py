@@ -6,12 +6,16 @@ one number per name, so that nothing of it is repeated here and it can be invert
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..kernels.checkpoint import HeaderError, read_metadata
+
+if TYPE_CHECKING:
+    from .config import ModelSection
 
 PREFIX = "model.diffusion_model."
 HEAD_DIM = 128
@@ -81,13 +85,7 @@ class WanShape:
     @property
     def parameters(self) -> int:
         """Return the number of parameters."""
-        total = 0
-        for shape in self.tensors().values():
-            size = 1
-            for extent in shape:
-                size *= extent
-            total += size
-        return total
+        return sum(math.prod(shape) for shape in self.tensors().values())
 
 
 def strip_prefix(names: Iterable[str]) -> dict[str, str]:
@@ -150,6 +148,13 @@ def read_shape(path: str | Path) -> WanShape:
         raise ModelError(str(error)) from None
     names = strip_prefix(tensors)
     return shape_of({names[name]: tuple(spec[1]) for name, spec in tensors.items()}, str(path))
+
+
+def planned_shape(section: ModelSection) -> WanShape:
+    """Return the shape of the model that ``[model]`` names, without loading weights; raises ModelError."""
+    if section.init == "random":
+        return WanShape(section.dim, section.ffn_dim, section.layers, text_dim=section.text_dim)
+    return read_shape(section.path)
 
 
 def to_diffusers(tensors: Mapping[str, Any]) -> dict[str, Any]:

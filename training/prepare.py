@@ -16,7 +16,7 @@ from .data.dataset import LatentPart
 from .data.settings import DataConfig
 from .data.text import TEXT_DIM, ZEROS, read_text, text_files
 from .distributed import World, pick_device
-from .names import HEAD_DIM, ModelError, WanShape, read_shape
+from .names import HEAD_DIM, ModelError, planned_shape
 
 _log = logging.getLogger(__name__)
 
@@ -36,14 +36,6 @@ def compute_dtype(config: RunConfig) -> torch.dtype:
     return torch.float32 if config.dtype == "fp32" else torch.bfloat16
 
 
-def planned_shape(config: RunConfig) -> WanShape:
-    """Return the model's shape without loading weights; raises ModelError."""
-    section = config.model
-    if section.init == "random":
-        return WanShape(section.dim, section.ffn_dim, section.layers, text_dim=section.text_dim)
-    return read_shape(section.path)
-
-
 def data_grid(config: DataConfig) -> TokenGrid:
     """Return the token grid of the samples that a configuration cuts."""
     return TokenGrid((config.frames - 1) // 4 + 1, config.height // 16, config.width // 16)
@@ -51,9 +43,12 @@ def data_grid(config: DataConfig) -> TokenGrid:
 
 def check_model(config: RunConfig) -> None:
     """Refuse a model that cannot be trained before data are prepared for it; raises ModelError."""
-    shape = planned_shape(config)
-    if config.data.text_encoder != ZEROS and shape.text_dim != TEXT_DIM:
-        raise ModelError(f"the model takes text of width {shape.text_dim}, UMT5 gives {TEXT_DIM}; use another model")
+    width = planned_shape(config.model).text_dim
+    if width != TEXT_DIM:
+        raise ModelError(
+            f"the model takes text embeddings of width {width}, but Wan's have {TEXT_DIM}, the zero one too; "
+            + (f"set model.text_dim to {TEXT_DIM}" if config.model.init == "random" else "use another model")
+        )
 
 
 def check_backend(config: RunConfig, world: World) -> None:
@@ -99,10 +94,12 @@ def prepare_data(config: RunConfig, world: World, *, progress: bool = True) -> P
                 config.data,
                 lambda: load_vae(config.vae.path, dtype=dtype).to(device),
                 identity,
+                text_device=device,
                 progress=progress and world.is_main,
             )
         world.barrier()
     empty = None
     if config.data.text_encoder != ZEROS:
+        # Cached above: no rank loads the encoder for it.
         empty = text_files(config.data, [""], Path(config.data.cache).expanduser())[""]
     return Prepared(dataset.train, dataset.val, data_grid(config.data), read_text(empty, config.data.text_length))

@@ -10,7 +10,7 @@ import torch
 
 from .config import ConfigError, RunConfig
 from .distributed import World
-from .state import Snapshot, SnapshotError, find_latest, list_steps, load_optimizer, load_snapshot, optimizer_tensors
+from .state import Snapshot, SnapshotError, list_steps, load_latest, load_optimizer, load_snapshot, optimizer_tensors
 
 if TYPE_CHECKING:
     from .loop import Training
@@ -58,11 +58,11 @@ def restore(run: Training, config: RunConfig, resume: str, world: World) -> None
                 "go on with --resume auto, or name another directory"
             )
         return
-    path = find_latest(folder) if resume == "auto" else Path(resume)
-    if path is None:
+    found = load_latest(folder) if resume == "auto" else (Path(resume), load_snapshot(Path(resume)))
+    if found is None:
         _log.info("%s holds no complete checkpoint; the run starts at step 0", folder)
         return
-    snapshot = load_snapshot(path)
+    path, snapshot = found
     _check_same_run(snapshot, config, path, world)
     parameters = dict(run.model.named_parameters())
     try:

@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 _NAME = re.compile(r"^step-(\d{6,})$")
 MANIFEST = "manifest.json"
 FORMAT = 1
+# How safetensors words a full disk or quota: on Linux and macOS, and on Windows, which translates the words.
+_FULL = ("No space left", "quota exceeded", "not enough space", "(os error 112)")
 
 
 class SnapshotError(ValueError):
@@ -111,7 +113,8 @@ def save_snapshot(folder: Path, snapshot: Snapshot, keep: int) -> Path | None:
 
 def disk_is_full(error: BaseException) -> bool:
     """Return True if the error says that no space is left (safetensors reports it as text)."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    text = str(error)
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(part in text for part in _FULL)
 
 
 def list_steps(folder: Path) -> list[tuple[int, Path]]:
@@ -145,17 +148,16 @@ def check_complete(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def find_latest(folder: Path, report: Callable[[str], None] = _log.warning) -> Path | None:
-    """Return the newest complete checkpoint of a folder or None; incomplete ones are reported and skipped."""
+def load_latest(folder: Path) -> tuple[Path, Snapshot] | None:
+    """Return the newest complete checkpoint of a folder and its state, or None; incomplete ones are named, skipped."""
     if folder.is_dir():
         for partial in sorted(folder.glob("step-*.tmp")):
-            report(f"{partial}: was never finished and is skipped")
+            _log.warning("%s: was never finished and is skipped", partial)
     for _, path in sorted(list_steps(folder), reverse=True):
         try:
-            check_complete(path)
-            return path
+            return path, load_snapshot(path)
         except SnapshotError as error:
-            report(f"{error}; it is skipped")
+            _log.warning("%s; it is skipped", error)
     return None
 
 

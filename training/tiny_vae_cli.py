@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from .data.video import VideoError
+from ..kernels.checkpoint import CheckpointError
 from .tiny_vae_fit import FitOptions, fit
 
 _log = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return the exit code: 0 done, 2 unusable clip or options."""
+    """Return the exit code: 0 done, 2 unusable clip, options or place to write to."""
     defaults = FitOptions()
     parser = argparse.ArgumentParser(
         prog="python -m training.tiny_vae",
@@ -36,9 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     options = FitOptions(steps=args.steps, lr=args.lr, holdout=args.holdout, seed=args.seed, bf16=not args.fp32)
     try:
         metadata = fit(args.clip, args.out, options, resume=not args.fresh)
-    except (VideoError, ValueError) as error:
+    except (ValueError, CheckpointError) as error:
         parser.exit(2, f"{error}\n")
     for key, value in metadata.items():
-        _log.info("%16s  %s", key.removeprefix("fpsattention."), value)
+        _log.info("%16s  %s", key.removeprefix("tiny_vae."), value)
     _log.info("wrote %s (%.1f MB)", args.out, args.out.stat().st_size / 1e6)
     return 0

@@ -117,14 +117,14 @@ def export(vae: AutoencoderKLWan, clip: Clip, out: Path, options: FitOptions, st
     torch.nn.Module.to(vae, torch.bfloat16).float()  # measured as stored
     psnr = [held_out_psnr(vae, samples) for samples in held_out_samples(clip, options.holdout)]
     metadata = {
-        "fpsattention.clip": CREDIT,
-        "fpsattention.holdout": f"last {options.holdout:.3f} of the clip's time",
-        "fpsattention.psnr": f"{psnr[0]:.2f}",
-        "fpsattention.psnr_sample": f"{FRAMES} frames x {HEIGHT} x {WIDTH} at {FPS} fps, held out",
-        "fpsattention.psnr_zoomed": f"{psnr[1]:.2f} at scale {EVAL_SCALES[1]}",
-        "fpsattention.latent_spread": " ".join(f"{value:.3g}" for value in spread),
-        "fpsattention.steps": str(step),
-        "fpsattention.seed": str(options.seed),
+        "tiny_vae.clip": CREDIT,
+        "tiny_vae.holdout": f"last {options.holdout:.3f} of the clip's time",
+        "tiny_vae.psnr": f"{psnr[0]:.2f}",
+        "tiny_vae.psnr_sample": f"{FRAMES} frames x {HEIGHT} x {WIDTH} at {FPS} fps, held out",
+        "tiny_vae.psnr_zoomed": f"{psnr[1]:.2f} at scale {EVAL_SCALES[1]}",
+        "tiny_vae.latent_spread": " ".join(f"{value:.3g}" for value in spread),
+        "tiny_vae.steps": str(step),
+        "tiny_vae.seed": str(options.seed),
     }
     save_vae(vae, out, metadata, dtype=torch.bfloat16)
     return metadata

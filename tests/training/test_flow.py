@@ -34,9 +34,9 @@ def test_draws_depend_on_seed_epoch_and_sample_only(samples):
     assert len({sample_generator(s, e, i).initial_seed() for s in range(4) for e in range(4) for i in range(50)}) == 800
 
 
-@pytest.mark.parametrize("density", ["uniform", "logit-normal"])
-def test_quantiles_follow_the_draws(density):
-    flow = Flow(shift=3.0, density=density)
+@pytest.mark.parametrize("sampling", ["uniform", "logit-normal"])
+def test_quantiles_follow_the_draws(sampling):
+    flow = Flow(shift=3.0, sampling=sampling)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.tensor([flow.draw_sigma(generator) for _ in range(4000)])
     assert drawn.min() > 0 and drawn.max() <= 1

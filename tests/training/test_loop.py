@@ -18,6 +18,7 @@ from fpsattention.training.config import ConfigError
 from fpsattention.training.distributed import World
 from fpsattention.training.evaluate import validate
 from fpsattention.training.flow import draw
+from fpsattention.training.journal import read_records
 from fpsattention.training.loop import NonFiniteError, backward, batch_indices, fit
 from fpsattention.training.model import starting_model
 from fpsattention.training.sparse import DENSE
@@ -92,6 +93,19 @@ def test_resume_after_a_stop_is_bit_equal(make_config, samples, tmp_path, weight
     log = [json.loads(line) for line in (tmp_path / "out" / "loss.jsonl").read_text().splitlines()]
     assert [r["step"] for r in log] == list(range(6))
     assert rest.validation.loss == whole.validation.loss
+
+
+def test_the_final_validation_is_in_the_log(make_config, samples, tmp_path):
+    config = make_config()
+    result = fit(config, samples, samples[:1], progress=None)
+    log = read_records(tmp_path / "out" / "loss.jsonl")
+    assert log == result.records and log[-1]["validation"] == result.validation.loss
+    assert [path.name for path in (tmp_path / "out").glob("loss.jsonl*")] == ["loss.jsonl"]
+    # A run that has nothing left to do measures again, and in a new folder it has no step to write it to.
+    again = fit(config, samples, samples[:1], progress=None, resume="auto")
+    assert again.records == log
+    elsewhere = fit(make_config(output__dir=str(tmp_path / "new")), samples, samples[:1], progress=None, resume="auto")
+    assert elsewhere.step == 6 and elsewhere.records == [] and elsewhere.validation.loss == result.validation.loss
 
 
 def test_resume_refuses_another_run(make_config, samples, tmp_path):

@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 import torch
-from fpsattention.training import tiny_vae_fit
+from fpsattention.kernels.checkpoint import CheckpointError, read_header
+from fpsattention.training import tiny_vae_cli, tiny_vae_fit
 from fpsattention.training.linear_codec import LinearCodec
 from fpsattention.training.orthogonal import OrthogonalMomentum, orthogonalize
 from fpsattention.training.tiny_vae_fold import fold_whitening
@@ -85,7 +86,8 @@ def test_an_interrupted_fit_gives_the_same_file(tmp_path, monkeypatch):
     options = tiny_vae_fit.FitOptions(steps=4, warmup=1, log_every=2, taught=0.5)
     straight, resumed = tmp_path / "straight.safetensors", tmp_path / "resumed.safetensors"
     metadata = tiny_vae_fit.fit(clip, straight, options)
-    assert metadata["fpsattention.steps"] == "4" and not list(tmp_path.glob("*.resume"))
+    assert read_header(straight) is None  # it has no attention to tell about
+    assert metadata["tiny_vae.steps"] == "4" and not list(tmp_path.glob("*.resume"))
 
     real, calls = tiny_vae_fit._step, []
 
@@ -109,3 +111,14 @@ def test_a_clip_that_is_too_short_says_so(tmp_path):
     clip = write_clip(tmp_path / "short.mp4", frames=60, height=96, width=128)
     with pytest.raises(ValueError, match="use a longer clip or a larger holdout"):
         tiny_vae_fit.fit(clip, tmp_path / "x.safetensors", dataclasses.replace(tiny_vae_fit.FitOptions(), steps=1))
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise CheckpointError("out has 0 MiB free, vae.safetensors needs 17 MiB; free some space.")
+
+    monkeypatch.setattr(tiny_vae_cli, "fit", fail)
+    with pytest.raises(SystemExit) as caught:
+        tiny_vae_cli.main(["--clip", "clip.mp4", "--out", str(tmp_path / "vae.safetensors")])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "out has 0 MiB free, vae.safetensors needs 17 MiB; free some space.\n"

@@ -61,6 +61,7 @@ def test_bad_data_is_one_sentence_and_exit_code_two(run_file, clip, tmp_path, ca
     fails("no caption", "--set", "data.captions=error")
     fails("no such video or folder", "--set", "data.videos=nowhere")
     fails("not a Wan VAE", "--set", f"vae.path={_no_vae(tmp_path)}")
+    fails("clip.mp4", "--set", f"output.dir={clip.as_posix()}/out")
     clip.write_bytes(clip.read_bytes()[:300])
     fails("clip.mp4")
 

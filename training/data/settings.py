@@ -9,13 +9,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 LATENT_STRIDE = 16  # pixels per token: the VAE's 8 times the transformer's patch of 2
 
 
-def _as_tuple(value: Any) -> Any:
+def as_tuple(value: Any) -> Any:
+    """Return a tuple for a list, which is what TOML and JSON have; anything else as it is."""
     return tuple(value) if isinstance(value, list) else value
 
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Pair = Annotated[tuple[float, float], BeforeValidator(_as_tuple)]
+Pair = Annotated[tuple[float, float], BeforeValidator(as_tuple)]
 
 
 class DataConfig(BaseModel):

@@ -9,10 +9,18 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...kernels.grid import TokenGrid
+    from ..config import RunConfig
+    from .rows import Row, Trained
 
 PACK = Path(__file__).resolve().parent.parent.parent
-CLIP = PACK / ".cache" / "clip" / "bigbuckbunny.mp4"
 
 
 class _Say:
@@ -29,7 +37,9 @@ class _Say:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo and return the exit code: 0 done, 2 bad input (one sentence)."""
     parser = argparse.ArgumentParser(prog="python -m training.demo", description=__doc__)
-    parser.add_argument("--clip", type=Path, help="your own video instead of the demo clip")
+    parser.add_argument(
+        "--clip", type=Path, default=os.environ.get("CLIP") or None, help="your own video instead of the demo clip"
+    )
     parser.add_argument("--out", type=Path, default=PACK / "output" / "demo", help="where everything is written")
     parser.add_argument("--steps", type=int, help="fine-tuning steps instead of the configured ones")
     parser.add_argument("--sampler", choices=("auto", "comfyui", "diffusers"), default="auto")
@@ -37,38 +47,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--readme", action="store_true", help="also put table and pictures into the README")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    from ...kernels.attention import BackendError
-    from ...kernels.checkpoint import CheckpointError, HeaderError
-    from ..comfy_host import ComfyHostError
-    from ..config import ConfigError
-    from ..data.errors import DataError
-    from ..names import ModelError
-    from ..vae import VaeError
+    try:
+        from ..failures import expected_errors, sentence
 
-    expected = (
-        BackendError, CheckpointError, ComfyHostError, ConfigError, DataError, HeaderError, ModelError, VaeError,
-    )  # fmt: skip
+        expected = expected_errors()
+    except ImportError as error:
+        return _fail(sentence(error))
     try:
         run(args, _Say())
     except expected as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _fail(sentence(error))
     return 0
+
+
+def _fail(said: str) -> int:
+    print(f"error: {said}", file=sys.stderr)
+    return 2
 
 
 def run(args: argparse.Namespace, say: _Say) -> None:
     """Do the whole job and write everything into ``args.out``, which is emptied of an earlier run's files first."""
-    from ..config_file import EMBEDDED, load_config
-    from ..data.demo_clip import demo_clip
+    from ..config_file import EMBEDDED, as_override, load_config
+    from ..data.demo_clip import DEFAULT, demo_clip
     from ..distributed import World, pick_device
     from ..prepare import prepare_data
     from .rows import fine_tune, measure
 
     say(f"using {args.clip}" if args.clip else "getting the clip")
-    os.environ["CLIP"] = str(args.clip or demo_clip(CLIP))
-    changes = [f'output.dir="{args.out.as_posix()}"'] + ([f"optim.steps={args.steps}"] if args.steps else [])
-    changes += args.set
-    config = load_config(EMBEDDED, changes)
+    changes = [
+        as_override("data.videos", str(args.clip or demo_clip(PACK / DEFAULT))),
+        as_override("output.dir", args.out.as_posix()),
+    ]
+    if args.steps:
+        changes.append(as_override("optim.steps", args.steps))
+    config = load_config(EMBEDDED, changes + args.set)
     _empty(args.out)
     say("decoding it and encoding latents with the tiny Wan VAE")
     dataset = prepare_data(config, World())
@@ -77,20 +89,32 @@ def run(args: argparse.Namespace, say: _Say) -> None:
     trained = fine_tune(config, dataset.train, say)
     say("validating on the held-out part")
     rows = measure(config, trained, dataset.val, grid, say)
-    _write(config, trained, rows, grid, args, pick_device(config.device, World()), say)
+    done = _Done(config, trained, rows, grid, pick_device(config.device, World()))
+    _write(done, args.out, args.sampler, args.readme, say)
 
 
-def _write(config, trained, rows, grid, args: argparse.Namespace, device, say: _Say) -> None:
+@dataclass(frozen=True)
+class _Done:
+    """What the fine-tunes and their validation came to."""
+
+    config: RunConfig
+    trained: Trained
+    rows: dict[str, Row]
+    grid: TokenGrid
+    device: torch.device
+
+
+def _write(done: _Done, out: Path, sampler: str, readme: bool, say: _Say) -> None:
     from ..journal import plot_losses
     from . import pictures, table
     from .sampling import Request, export_models, sample_videos
     from .speed import attention_speed
 
-    out = args.out
+    config, trained, rows, grid = done.config, done.trained, done.rows, done.grid
     files = export_models(config, trained, grid, out)
     plot_losses({"dense fine-tune": trained.dense.records, "joint fine-tune": trained.joint.records}, out / "loss.png")
     request = Request(frames=config.data.frames, height=config.data.height, width=config.data.width)
-    videos, how = sample_videos(config, trained, rows, files, request, out, args.sampler, device, say)
+    videos, how = sample_videos(config, trained, rows, files, request, out, sampler, done.device, say)
     pictures.side_by_side({rows[key].title: seeds[0] for key, seeds in videos.items()}, out / "side_by_side.png")
     pictures.schedule_plot(config.attention.resolved(), grid, rows, request.steps, request.shift, out / "schedule.png")
     say("timing the attention alone")
@@ -98,10 +122,10 @@ def _write(config, trained, rows, grid, args: argparse.Namespace, device, say: _
         "fine-tune": f"{config.optim.steps} steps of batch {config.optim.batch}, dense {trained.dense.seconds:.0f} s, "
         f"joint {trained.joint.seconds:.0f} s",
         "videos": how,
-        "attention alone": attention_speed(device),
+        "attention alone": attention_speed(done.device),
     }
     table.save(rows, facts, out)
-    if args.readme:
+    if readme:
         table.into_readme(PACK / "README.md", table.markdown(rows, facts))
         for name in ("side_by_side.png", "schedule.png", "loss.png"):
             shutil.copyfile(out / name, PACK / "docs" / "images" / name)

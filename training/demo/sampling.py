@@ -13,8 +13,10 @@ import torch
 
 from ..comfy_host import ComfyHost, ComfyHostError, find_checkout
 from ..config import RunConfig
+from ..data.errors import DataError
 from ..data.video import read_clip
 from ..export import export
+from ..failures import sentence
 from ..files import file_sha256
 from ..sample import sample, to_frames, write_video
 from ..sparse import DENSE
@@ -73,8 +75,8 @@ def sample_videos(
 ) -> tuple[dict[str, list[torch.Tensor]], str]:
     """Write the mp4 files and return frames (uint8 ``(T, H, W, 3)`` per seed) by row, and how they were sampled.
 
-    ``sampler`` is 'auto', 'comfyui' or 'diffusers'. Raises ComfyHostError if ComfyUI was asked for by name and fails;
-    'auto' then goes on with diffusers and says why.
+    ``sampler`` is 'auto', 'comfyui' or 'diffusers'. If ComfyUI fails, or its video cannot be read or copied, 'auto'
+    goes on with diffusers and says why; 'comfyui' raises the ComfyHostError, DataError or OSError.
     """
     why = "no ComfyUI was found (COMFYUI_PATH is not set, and the pack is not in custom_nodes)"
     if sampler != "diffusers":
@@ -83,10 +85,10 @@ def sample_videos(
             say(f"sampling through ComfyUI at {checkout}")
             try:
                 return _through_comfyui(checkout, config, files, request, out, device, say)
-            except ComfyHostError as error:
+            except (ComfyHostError, DataError, OSError) as error:
                 if sampler == "comfyui":
                     raise
-                why = f"ComfyUI failed: {str(error).splitlines()[0]}"
+                why = f"ComfyUI failed: {sentence(error).splitlines()[0]}"
         elif sampler == "comfyui":
             raise ComfyHostError(f"{why}; set COMFYUI_PATH to a checkout.")
     say(f"sampling through diffusers with the same attention engine: {why}")
@@ -130,7 +132,9 @@ def _through_comfyui(
             for seed in request.seeds:
                 graph = demo_graph(json.loads(WORKFLOW.read_text(encoding="utf-8")), names[key], vae, request, seed)
                 entry = host.prompt(graph)
-                video = next(path for path in host.files(entry) if path.suffix == ".mp4")
+                video = next((path for path in host.files(entry) if path.suffix == ".mp4"), None)
+                if video is None:
+                    raise ComfyHostError(f"the workflow {WORKFLOW.name} ran, but ComfyUI names no mp4 that it saved.")
                 shutil.copyfile(video, out / f"{key}_seed{seed}.mp4")
                 videos.setdefault(key, []).append(torch.from_numpy(read_clip(video).frames[0]))
                 say(f"  {key}, seed {seed}")
