@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from numbers import Integral
 
 import numpy as np
 
@@ -39,6 +40,9 @@ class TokenGrid:
     suffix: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("t", "h", "w", "prefix", "suffix"):
+            if not isinstance(getattr(self, name), Integral):
+                raise GridError(f"a token grid has whole numbers of tokens, got {getattr(self, name)!r} for {name}.")
         for name in ("t", "h", "w"):
             if getattr(self, name) < 1:
                 raise GridError(f"a token grid needs at least one token along {name}, got {getattr(self, name)}.")

@@ -26,6 +26,7 @@ VERSION = 1
 ATTENTIONS = ("dense", "bf16", "fp8")
 GRANULARITIES = ("token", "x1", "x2", "x4", "x8")
 MAX_PHASES = 20
+MAX_WORD = 40
 # Host sigmas are float32: a boundary written with two decimals must hold the sigma that was computed from it.
 SIGMA_TOLERANCE = 1e-6
 
@@ -91,6 +92,7 @@ class Schedule:
         """
         if not isinstance(text, str):
             raise ScheduleError(f"a schedule is text, got {type(text).__name__}; choose a preset or write a table.")
+        text = text.removeprefix("\ufeff")  # a byte order mark, as some editors write it
         stripped = text.strip()
         if not stripped:
             raise ScheduleError("the schedule is empty; choose a preset or write at least '0.00 dense'.")
@@ -199,12 +201,12 @@ def _parse_row(tokens: list[tuple[str, int]], line: int) -> Phase:
         column = tokens[index][1] if index < len(tokens) else tokens[-1][1] + len(tokens[-1][0]) + 1
         return ScheduleError(f"line {line}, column {column}: {message}")
 
-    try:
-        until = float(tokens[0][0])
-    except ValueError:
-        raise fail(0, f"'{tokens[0][0]}' is not a sigma; write a number between 0 and 1.") from None
-    if not math.isfinite(until):
-        raise fail(0, f"'{tokens[0][0]}' is not a sigma; write a number between 0 and 1.")
+    for index, (word, _) in enumerate(tokens):
+        if len(word) > MAX_WORD:
+            raise fail(index, f"a word of {len(word)} characters ('{word[:20]}...') belongs to no schedule; remove it.")
+    if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", tokens[0][0]):
+        raise fail(0, f"{tokens[0][0]!r} is not a sigma; write a number between 0 and 1.")
+    until = float(tokens[0][0]) + 0.0  # a written -0.0 is 0.0
     if len(tokens) < 2:
         raise fail(1, f"the attention is missing; write one of {', '.join(ATTENTIONS)}.")
     words = [word for word, _ in tokens]
@@ -259,13 +261,13 @@ def _extent(word: object, fail) -> int | str | None:
     if word in ("all", None):
         return None
     text = str(word)
-    if re.fullmatch(r"\d+(\.\d+)?%", text):
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?%", text):
         share = float(text[:-1])
         if not 0 < share <= 100:
             raise fail(f"the extent '{text}' is outside 0-100 %; write a larger share, or all.")
         # Decimal writes small shares without an exponent, which this form does not have.
         return f"{Decimal(str(share)):f}%".replace(".0%", "%")
-    if isinstance(word, bool) or not re.fullmatch(r"[+-]?\d+", text):
+    if isinstance(word, bool) or not re.fullmatch(r"[+-]?[0-9]+", text):
         raise fail(f"'{text}' is no extent; write whole latent tokens, a share such as 60%, or all.")
     if len(text) > 9:
         raise fail("the extent is larger than any video; write at most 9 digits, or all.")

@@ -107,12 +107,13 @@ def _train(config: RunConfig, resume: str, fetch: bool) -> int:
 def _run(config: RunConfig, resume: str, fetch: bool, world: World) -> int:
     from .export import export_run
     from .loop import fit
-    from .prepare import check_backend, check_model, prepare_data
+    from .prepare import check_backend, check_folders, check_model, prepare_data
     from .stopping import StopFlag
 
     if not world.is_main:
         logging.getLogger().setLevel(logging.ERROR)
     check_model(config)
+    check_folders(config)
     check_backend(config, world)
     if fetch and world.is_main:
         _fetch_clip()

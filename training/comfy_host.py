@@ -72,7 +72,8 @@ def find_checkout(start: Path) -> Path | None:
         path = Path(named).expanduser()
         if not (path / "comfyui_version.py").is_file():
             raise ComfyHostError(
-                f"COMFYUI_PATH is {named!r}, which is not a ComfyUI checkout (no comfyui_version.py in it)."
+                f"COMFYUI_PATH is {named!r}, which is not a ComfyUI checkout (no comfyui_version.py in it); "
+                "name the folder that holds main.py, or unset it."
             )
         return path.absolute()
     for parent in Path(os.path.abspath(start)).parents:

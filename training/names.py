@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..kernels.checkpoint import HeaderError, read_metadata
+from ..kernels.checkpoint import HeaderError, read_header, read_metadata
 
 if TYPE_CHECKING:
     from .config import ModelSection
@@ -144,6 +144,7 @@ def read_shape(path: str | Path) -> WanShape:
     """Return the model's shape from the file's header alone; raises ModelError with one sentence."""
     try:
         _, tensors = read_metadata(path)
+        read_header(path)  # a damaged or newer header is refused here, not carried on
     except HeaderError as error:
         raise ModelError(str(error)) from None
     names = strip_prefix(tensors)

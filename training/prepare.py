@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from ..kernels.attention import resolve_backend
 from ..kernels.grid import TokenGrid
-from .config import RunConfig
+from .config import ConfigError, RunConfig
 from .data.cache import build_cache
 from .data.dataset import LatentPart
 from .data.settings import DataConfig
@@ -49,6 +50,17 @@ def check_model(config: RunConfig) -> None:
             f"the model takes text embeddings of width {width}, but Wan's have {TEXT_DIM}, the zero one too; "
             + (f"set model.text_dim to {TEXT_DIM}" if config.model.init == "random" else "use another model")
         )
+
+
+def check_folders(config: RunConfig) -> None:
+    """Refuse folders that cannot be written before any work is done for them; raises ConfigError."""
+    for key, text in (("output.dir", config.output.dir), ("checkpoint.dir", config.checkpoint.dir)):
+        folder = Path(text).expanduser().absolute()
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        if not nearest.is_dir():
+            raise ConfigError(f"{key} is {text}, but {nearest} is a file; name a folder")
+        if not os.access(nearest, os.W_OK):
+            raise ConfigError(f"{key} is {text}, but {nearest} cannot be written; name another folder")
 
 
 def check_backend(config: RunConfig, world: World) -> None:

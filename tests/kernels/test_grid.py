@@ -194,3 +194,8 @@ def test_split_bounds_of_all_lengths():
         for pieces in range(1, length + 1):
             sizes = np.diff(split_bounds(length, pieces))
             assert sizes.sum() == length and sizes.min() >= 1 and sizes.max() - sizes.min() <= 1
+
+
+def test_a_grid_has_whole_numbers_of_tokens():
+    with pytest.raises(GridError, match=r"whole numbers of tokens, got 2\.5 for t"):
+        TokenGrid(2.5, 4, 4)

@@ -153,7 +153,7 @@ MISTAKES = [
     ("0 fp8 x1 -5% 2 3", "line 1, column 10", "'-5%'", "share such as 60%"),
     ("0 fp8 x1 nan 2 3", "line 1, column 10", "'nan' is no window", "t h w"),
     ("0 fp8 x1 sideways 0.3", "line 1, column 10", "'sideways'", "t h w"),
-    ("0 fp8 x1 " + "9" * 5000 + " 1 1", "line 1, column 10", "larger than any video", "or all"),
+    ("0 fp8 x1 " + "9" * 31 + " 1 1", "line 1, column 10", "larger than any video", "or all"),
     ("# fps-schedule v2, unit sigma\n0 dense", "line 1", "v2", "update"),
     ("0 dense # fps-schedule v1.1", "line 1", "v1.1", "update"),
     ("# fps-schedule v1, unit step\n0 dense", "line 1", "'step'", "convert"),
@@ -267,3 +267,26 @@ def test_a_phase_made_in_code_is_checked_too(make):
 
 def test_a_phase_made_in_code_is_canonical():
     assert Phase(0.0, "fp8", "x1", ["all", "60.0%", 4]) == Phase(0.0, "fp8", "x1", (None, "60%", 4))
+
+
+@pytest.mark.parametrize("until", ["0.\u0663", "0_5", "0.5_5", "nan", "inf", "1e", "\x000.5"])
+def test_a_sigma_is_written_in_plain_digits(until):
+    with pytest.raises(ScheduleError, match="is not a sigma"):
+        Schedule.parse(f"{until} fp8 x1 all 1 1\n0 dense")
+
+
+def test_other_digits_are_no_extent():
+    with pytest.raises(ScheduleError, match="is no extent"):
+        Schedule.parse("0 fp8 x1 all \u0663 1")
+
+
+def test_a_byte_order_mark_and_a_negative_zero_are_harmless():
+    schedule = Schedule.parse("\ufeff0.5 dense\r\n-0.0 fp8 x1 all 2 2\r\n")
+    assert str(schedule.phases[1].until) == "0.0" and len(schedule.phases) == 2
+
+
+@pytest.mark.parametrize("text", ["1" * 5000 + " dense", "0 " + "d" * 5000, "0 fp8 x1 all all " + "9" * 5000])
+def test_long_values_are_not_told_in_full(text):
+    with pytest.raises(ScheduleError) as caught:
+        Schedule.parse(text)
+    assert len(str(caught.value)) < 200

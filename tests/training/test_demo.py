@@ -10,10 +10,12 @@ import torch
 from fpsattention.kernels.schedule import Schedule
 from fpsattention.training import prepare
 from fpsattention.training.comfy_host import ComfyHostError
+from fpsattention.training.config import ConfigError
 from fpsattention.training.config_file import load_config
 from fpsattention.training.data import demo_clip
 from fpsattention.training.data.errors import DataError, VideoError
 from fpsattention.training.demo import cli, sampling, table
+from fpsattention.training.demo.folder import claim
 from fpsattention.training.demo.rows import Row, fp8_alone, recovered
 from fpsattention.training.distributed import DeviceError
 from fpsattention.training.evaluate import Validation
@@ -121,13 +123,12 @@ def test_the_clip_reaches_the_run(source, monkeypatch, tmp_path):
 
 def sample_with(sampler: str, tmp_path, monkeypatch):
     """Run the sampling with a ComfyUI at hand, and no row for diffusers to sample."""
-    monkeypatch.setattr(sampling, "find_checkout", lambda _: tmp_path)
     monkeypatch.setattr(sampling, "load_vae", lambda _: None)
     request = sampling.Request(frames=5, height=32, width=32)
     config = load_config()
     files = {key: tmp_path / f"{key}.safetensors" for key in ("base", "A", "D", "B", "C")}
     return sampling.sample_videos(
-        config, None, {}, files, request, tmp_path, sampler, torch.device("cpu"), lambda _: None
+        config, None, {}, files, request, tmp_path, sampler, tmp_path, torch.device("cpu"), lambda _: None
     )
 
 
@@ -167,3 +168,30 @@ def test_a_workflow_that_saves_no_video_is_a_failure(monkeypatch, tmp_path):
     monkeypatch.setattr(sampling, "ComfyHost", Host)
     with pytest.raises(ComfyHostError, match="names no mp4 that it saved"):
         sample_with("comfyui", tmp_path, monkeypatch)
+
+
+def test_a_named_comfyui_that_is_missing_is_told_before_any_work(monkeypatch):
+    monkeypatch.setattr(sampling, "find_checkout", lambda _: None)
+    with pytest.raises(ComfyHostError, match="set COMFYUI_PATH to a checkout"):
+        sampling.find_host("comfyui")
+    assert sampling.find_host("auto") is None and sampling.find_host("diffusers") is None
+
+
+def test_the_demo_takes_no_folder_that_is_not_its_own(tmp_path):
+    mine = tmp_path / "holiday.mp4"
+    mine.write_bytes(b"mine")
+    with pytest.raises(ConfigError, match="files that are not the demo's"):
+        claim(tmp_path)
+    with pytest.raises(ConfigError, match="is a file"):
+        claim(mine)
+    assert mine.read_bytes() == b"mine"
+
+
+def test_an_earlier_demo_goes_and_what_was_put_beside_it_stays(tmp_path):
+    folder = tmp_path / "demo"
+    claim(folder)
+    (folder / "comfyui" / "host").mkdir(parents=True)
+    for name in ("A_seed1.mp4", "table.md", "loss.png", "wan2.1-tiny-fpsattention.safetensors", "mine.mp4"):
+        (folder / name).touch()
+    claim(folder)
+    assert sorted(path.name for path in folder.iterdir()) == [".fpsattention-demo", "mine.mp4"]

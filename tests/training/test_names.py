@@ -88,3 +88,10 @@ def test_files_that_are_no_safetensors(tmp_path):
     for path, word in ((text, "not a safetensors"), (short, "truncated"), (tmp_path / "none.safetensors", "no file")):
         with pytest.raises(ModelError, match=word):
             read_shape(path)
+
+
+def test_a_base_with_a_newer_header_is_refused(tmp_path):
+    path = tmp_path / "newer.safetensors"
+    save_file({"head.modulation": torch.zeros(1, 2, 256)}, path, metadata={"fpsattention.version": "99"})
+    with pytest.raises(ModelError, match="carries a v99 FPSAttention header"):
+        read_shape(path)

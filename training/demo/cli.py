@@ -66,22 +66,26 @@ def _fail(said: str) -> int:
 
 
 def run(args: argparse.Namespace, say: _Say) -> None:
-    """Do the whole job and write everything into ``args.out``, which is emptied of an earlier run's files first."""
+    """Do the whole job and write everything into ``args.out``, which an earlier run may have used, and nobody else."""
     from ..config_file import EMBEDDED, as_override, load_config
     from ..data.demo_clip import DEFAULT, demo_clip
     from ..distributed import World, pick_device
     from ..prepare import prepare_data
+    from .folder import claim
     from .rows import fine_tune, measure
+    from .sampling import find_host
 
     say(f"using {args.clip}" if args.clip else "getting the clip")
     changes = [
         as_override("data.videos", str(args.clip or demo_clip(PACK / DEFAULT))),
         as_override("output.dir", args.out.as_posix()),
     ]
-    if args.steps:
-        changes.append(as_override("optim.steps", args.steps))
+    if args.steps is not None:
+        warmup = max(0, min(10, args.steps - 1))
+        changes += [as_override("optim.steps", args.steps), as_override("optim.warmup", warmup)]
     config = load_config(EMBEDDED, changes + args.set)
-    _empty(args.out)
+    checkout = find_host(args.sampler)
+    claim(args.out)
     say("decoding it and encoding latents with the tiny Wan VAE")
     dataset = prepare_data(config, World())
     grid = dataset.grid
@@ -90,7 +94,7 @@ def run(args: argparse.Namespace, say: _Say) -> None:
     say("validating on the held-out part")
     rows = measure(config, trained, dataset.val, grid, say)
     done = _Done(config, trained, rows, grid, pick_device(config.device, World()))
-    _write(done, args.out, args.sampler, args.readme, say)
+    _write(done, args, checkout, say)
 
 
 @dataclass(frozen=True)
@@ -104,17 +108,18 @@ class _Done:
     device: torch.device
 
 
-def _write(done: _Done, out: Path, sampler: str, readme: bool, say: _Say) -> None:
+def _write(done: _Done, args: argparse.Namespace, checkout: Path | None, say: _Say) -> None:
     from ..journal import plot_losses
     from . import pictures, table
     from .sampling import Request, export_models, sample_videos
     from .speed import attention_speed
 
+    out = args.out
     config, trained, rows, grid = done.config, done.trained, done.rows, done.grid
     files = export_models(config, trained, grid, out)
     plot_losses({"dense fine-tune": trained.dense.records, "joint fine-tune": trained.joint.records}, out / "loss.png")
     request = Request(frames=config.data.frames, height=config.data.height, width=config.data.width)
-    videos, how = sample_videos(config, trained, rows, files, request, out, sampler, done.device, say)
+    videos, how = sample_videos(config, trained, rows, files, request, out, args.sampler, checkout, done.device, say)
     pictures.side_by_side({rows[key].title: seeds[0] for key, seeds in videos.items()}, out / "side_by_side.png")
     pictures.schedule_plot(config.attention.resolved(), grid, rows, request.steps, request.shift, out / "schedule.png")
     say("timing the attention alone")
@@ -125,7 +130,7 @@ def _write(done: _Done, out: Path, sampler: str, readme: bool, say: _Say) -> Non
         "attention alone": attention_speed(done.device),
     }
     table.save(rows, facts, out)
-    if readme:
+    if args.readme:
         table.into_readme(PACK / "README.md", table.markdown(rows, facts))
         for name in ("side_by_side.png", "schedule.png", "loss.png"):
             shutil.copyfile(out / name, PACK / "docs" / "images" / name)
@@ -133,13 +138,3 @@ def _write(done: _Done, out: Path, sampler: str, readme: bool, say: _Say) -> Non
     say(f"done; everything is in {out}:")
     for path in sorted(p for p in out.iterdir() if p.is_file()):
         print(f"  {path.name:<44} {path.stat().st_size / 1e6:8.2f} MB")
-
-
-def _empty(out: Path) -> None:
-    """Remove what an earlier demo left, and nothing else."""
-    for name in ("dense", "joint", "comfyui"):
-        shutil.rmtree(out / name, ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
-    for pattern in ("*.mp4", "*.png", "table.*", "*.safetensors", "report*.txt"):
-        for path in out.glob(pattern):
-            path.unlink()

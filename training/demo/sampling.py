@@ -28,6 +28,7 @@ WORKFLOW = PACK / "workflows" / "api" / "wan2.1_t2v_1.3b_fpsattention.json"
 TEST_PACK = PACK / "tests" / "host" / "testpack"
 FPS = 16
 CHECKPOINT = "wan2.1-tiny-fpsattention.safetensors"
+NO_HOST = "no ComfyUI was found (COMFYUI_PATH is not set, and the pack is not in custom_nodes)"
 SAMPLED = ("base", "A", "D", "B", "C")
 # The text encoder of Wan has no small version, so the demo conditions on zeros, as the tiny base was trained.
 TEXT_NODES = ("CLIPLoader", "CLIPTextEncode")
@@ -70,27 +71,25 @@ def sample_videos(
     request: Request,
     out: Path,
     sampler: str,
+    checkout: Path | None,
     device: torch.device,
     say: Callable[[str], None],
 ) -> tuple[dict[str, list[torch.Tensor]], str]:
     """Write the mp4 files and return frames (uint8 ``(T, H, W, 3)`` per seed) by row, and how they were sampled.
 
-    ``sampler`` is 'auto', 'comfyui' or 'diffusers'. If ComfyUI fails, or its video cannot be read or copied, 'auto'
-    goes on with diffusers and says why; 'comfyui' raises the ComfyHostError, DataError or OSError.
+    ``sampler`` is 'auto', 'comfyui' or 'diffusers', ``checkout`` what ``find_host`` found for it. If ComfyUI fails, or
+    its video cannot be read or copied, 'auto' goes on with diffusers and says why; 'comfyui' raises the
+    ComfyHostError, DataError or OSError.
     """
-    why = "no ComfyUI was found (COMFYUI_PATH is not set, and the pack is not in custom_nodes)"
-    if sampler != "diffusers":
-        checkout = find_checkout(_as_called() / "training")
-        if checkout is not None:
-            say(f"sampling through ComfyUI at {checkout}")
-            try:
-                return _through_comfyui(checkout, config, files, request, out, device, say)
-            except (ComfyHostError, DataError, OSError) as error:
-                if sampler == "comfyui":
-                    raise
-                why = f"ComfyUI failed: {sentence(error).splitlines()[0]}"
-        elif sampler == "comfyui":
-            raise ComfyHostError(f"{why}; set COMFYUI_PATH to a checkout.")
+    why = NO_HOST if sampler != "diffusers" else "it was asked for"
+    if checkout is not None:
+        say(f"sampling through ComfyUI at {checkout}")
+        try:
+            return _through_comfyui(checkout, config, files, request, out, device, say)
+        except (ComfyHostError, DataError, OSError) as error:
+            if sampler == "comfyui":
+                raise
+            why = f"ComfyUI failed: {sentence(error).splitlines()[0]}"
     say(f"sampling through diffusers with the same attention engine: {why}")
     videos = {}
     vae = load_vae(config.vae.path)
@@ -112,6 +111,17 @@ def sample_videos(
         for seed, frames in zip(request.seeds, videos[key]):
             write_video(out / f"{key}_seed{seed}.mp4", frames, FPS)
     return videos, f"{_settings(request)}, through diffusers with the same attention engine ({why})"
+
+
+def find_host(sampler: str) -> Path | None:
+    """Return the ComfyUI checkout that ``sampler`` will use, or None for diffusers.
+
+    Raises ComfyHostError where ComfyUI was asked for by name and there is none, or COMFYUI_PATH is wrong.
+    """
+    checkout = None if sampler == "diffusers" else find_checkout(_as_called() / "training")
+    if checkout is None and sampler == "comfyui":
+        raise ComfyHostError(f"{NO_HOST}; set COMFYUI_PATH to a checkout, or use --sampler diffusers.")
+    return checkout
 
 
 def _as_called() -> Path:
