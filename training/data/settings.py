@@ -15,6 +15,7 @@ def as_tuple(value: Any) -> Any:
 
 
 Positive = Annotated[int, Field(gt=0)]
+Side = Annotated[int, Field(gt=0, le=8192)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Pair = Annotated[tuple[float, float], BeforeValidator(as_tuple)]
 
@@ -28,8 +29,8 @@ class DataConfig(BaseModel):
     """A folder of videos (searched recursively), or one video file."""
     fps: Annotated[float, Field(gt=0, le=240)] = 16.0
     frames: Positive = 29
-    height: Positive = 128
-    width: Positive = 192
+    height: Side = 128
+    width: Side = 192
     samples_per_clip: Positive = 48
     val_samples_per_clip: Positive = 8
     scale_range: Pair = (1.0, 1.6)
