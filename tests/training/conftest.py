@@ -11,14 +11,6 @@ import torch
 SCHEDULE = "0.90 fp8 x2 all 2 2\n0.50 fp8 x1 all 3 3\n0.00 fp8 x1 all 2 3"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def table(tmp_path: Path) -> dict:
     """A configuration as TOML would give it."""
