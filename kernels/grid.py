@@ -86,9 +86,11 @@ class Tiling:
 
     @cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Piece bounds along (t, h, w); for runs the last axis is the whole sequence."""
-        lengths = (1, 1, self.grid.tokens) if self.runs else self.grid.shape
-        return tuple(split_bounds(length, n) for length, n in zip(lengths, self.pieces))
+        """Piece bounds along (t, h, w); for runs the last axis is the whole sequence, and only the last run shorter."""
+        if self.runs:
+            one, full = np.array([0, 1]), np.arange(self.pieces[2] + 1, dtype=np.int64) * self.slots
+            return one, one, np.minimum(full, self.grid.tokens)
+        return tuple(split_bounds(length, n) for length, n in zip(self.grid.shape, self.pieces))
 
     @property
     def tile(self) -> tuple[int, int, int]:

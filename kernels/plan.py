@@ -45,12 +45,29 @@ class BlockLists:
 @dataclass(frozen=True, eq=False)
 class Layout:
     """A tiling's device tensors: ``index`` int64 ``(tiles, width)`` (token of each slot, -1 dead, live rows first),
-    ``live`` int32 ``(tiles,)``, ``cube`` int64 ``(tiles,)`` (tiles that share a scale), ``cubes`` their number."""
+    ``live`` int32 ``(tiles,)``, ``cube`` int64 ``(tiles,)`` (tiles that share a scale), ``cubes`` their number;
+    ``uniform`` the live rows of every tile but the last (0 where they differ) and ``last`` those of the last."""
 
     index: torch.Tensor
     live: torch.Tensor
     cube: torch.Tensor
     cubes: int
+    uniform: int
+    last: int
+
+    @staticmethod
+    def of(tiling: Tiling, cube_size: int, device: torch.device | str) -> Layout:
+        """Return the layout of ``tiling`` with scales shared by cubes of ``cube_size`` tiles along every axis."""
+        cubes = tiling.cubes(cube_size)
+        but_last = tiling.live[:-1] if tiling.count > 1 else tiling.live
+        return Layout(
+            index=torch.from_numpy(tiling.index).to(device),
+            live=torch.from_numpy(tiling.live.astype(np.int32)).to(device),
+            cube=torch.from_numpy(cubes).to(device),
+            cubes=int(cubes.max()) + 1,
+            uniform=int(but_last[0]) if (but_last == but_last[0]).all() else 0,
+            last=int(tiling.live[-1]),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,13 +226,7 @@ def _build(plans: Plans, index: int, phase: Phase, layer: int, device: torch.dev
         masks, pattern_of_head = _masks(phase, tiling, plans.heads, layer)
         lists = BlockLists.from_masks(masks, pattern_of_head, device)
     cube_size = int(phase.granularity[1:]) if (phase.granularity or "").startswith("x") else 1
-    cubes = tiling.cubes(cube_size)
-    layout = Layout(
-        index=torch.from_numpy(tiling.index).to(device),
-        live=torch.from_numpy(tiling.live.astype(np.int32)).to(device),
-        cube=torch.from_numpy(cubes).to(device),
-        cubes=int(cubes.max()) + 1,
-    )
+    layout = Layout.of(tiling, cube_size, device)
     return AttentionPlan(
         grid=plans.grid,
         tiling=tiling,

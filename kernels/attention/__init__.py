@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from ..plan import AttentionPlan
+from ..plan import AttentionPlan, BlockLists
 from . import op
-from .dispatch import BACKENDS, BackendError, backends, resolve_backend
+from .dispatch import BACKENDS, FP8_FORM, BackendError, backends, resolve_backend
+from .spec import Spec
 
-__all__ = ["BACKENDS", "BackendError", "backends", "fps_attention", "resolve_backend"]
+__all__ = ["BACKENDS", "BackendError", "backends", "fps_attention", "make_spec", "resolve_backend"]
 
 
 def fps_attention(
@@ -39,11 +40,18 @@ def fps_attention(
             f"q has {q.shape[0]} samples of {q.shape[2]} heads, the plan's patterns are for {patterns[0]} of "
             f"{patterns[1]}; plan again."
         )
+    spec = make_spec(plan, lists, name)
+    return op.attention_forward(q, k, v, *spec.tensors, *spec.scalars, name)[0]
+
+
+def make_spec(plan: AttentionPlan, lists: BlockLists, backend: str) -> Spec:
+    """Return what the op needs of ``plan`` with ``lists`` for ``backend``, a name from ``resolve_backend``."""
+    layout = plan.layout
     # Without FP8 in the forward there must be none in the backward.
-    granularity = plan.granularity if plan.attention == "fp8" and name != "triton-bf16" else ""
-    out, _, _ = op.attention_forward(
-        q, k, v, layout.index, layout.live, layout.cube,
+    form = FP8_FORM[backend] if plan.attention == "fp8" else "none"
+    return Spec(
+        layout.index, layout.live, layout.cube,
         lists.ids, lists.count, lists.pattern_of_head, lists.key_ids, lists.key_count,
-        layout.cubes, granularity, plan.smooth_k, name,
+        layout.cubes, layout.uniform, layout.last,
+        plan.granularity if form != "none" else None, plan.smooth_k, form,
     )  # fmt: skip
-    return out

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
+from .. import triton_runtime
 from ..quantize.fp8 import quantize_tiles
 from . import reference, triton_forward
+from .spec import Spec
 
 BACKENDS = ("auto", "triton-fp8", "triton-bf16", "reference")
+# How a phase that asks for fp8 is rounded by each backend.
+FP8_FORM = {"triton-fp8": "e4m3", "triton-bf16": "none", "reference": "e4m3"}
 HEAD_DIMS = triton_forward.HEAD_DIMS
 
 
@@ -40,7 +44,7 @@ def _why_not(name: str, device: torch.device, dtype: torch.dtype, head_dim: int,
     if attention not in needs.attention:
         return f"computes {' or '.join(needs.attention)} attention, not {attention}"
     if needs.triton:
-        reason = triton_forward.available(device) or _card_reason(device, needs)
+        reason = triton_runtime.available(device) or _card_reason(device, needs)
         if reason:
             return reason
     if head_dim not in HEAD_DIMS:
@@ -52,7 +56,7 @@ def _why_not(name: str, device: torch.device, dtype: torch.dtype, head_dim: int,
 
 
 def _card_reason(device: torch.device, needs: _Needs) -> str | None:
-    if triton_forward.interpreted():
+    if triton_runtime.interpreted():
         return None
     if torch.version.hip:
         return "needs an NVIDIA card, this one is AMD"
@@ -96,7 +100,7 @@ def resolve_backend(
 
 
 def run_forward(
-    backend: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: reference.Spec
+    backend: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: Spec
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return ``(out, lse, rowmax)`` of the named backend."""
     if backend == "reference":
@@ -106,10 +110,25 @@ def run_forward(
         return triton_forward.forward_bf16(q, k, v, spec, spec, scale=scale, return_lse=True)
     width = spec.index.shape[1]
     rows = max(triton_forward.MIN_SLOTS["fp8"], 1 << (width - 1).bit_length())
-    padded = replace(spec, index=torch.nn.functional.pad(spec.index, (0, rows - width), value=-1))
+    padded = torch.nn.functional.pad(spec.index, (0, rows - width), value=-1)
     quantized = quantize_tiles(
-        q, k, v, padded.index, granularity=spec.granularity, cube=spec.cube, cubes=spec.cubes, smooth_k=spec.smooth_k
+        q, k, v, padded, granularity=spec.granularity, cube=spec.cube, cubes=spec.cubes, smooth_k=spec.smooth_k
     )
     return triton_forward.forward_fp8(
-        *quantized, padded, padded, tokens=q.shape[1], scale=scale, out_dtype=q.dtype, return_lse=True
+        *quantized, spec, spec, tokens=q.shape[1], scale=scale, out_dtype=q.dtype, return_lse=True
     )
+
+
+def run_backward(
+    backend: str,
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    rowmax: torch.Tensor,
+    spec: Spec,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return ``(dq, dk, dv)`` that match the forward of the named backend."""
+    return reference.backward(grad, q, k, v, out, lse, rowmax, spec)

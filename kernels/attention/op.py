@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from . import reference
-from .dispatch import run_forward
-
-
-def _spec(index, live, cube, cubes, ids, count, pattern_of_head, granularity, smooth_k) -> reference.Spec:
-    return reference.Spec(index, live, cube, cubes, ids, count, pattern_of_head, granularity or None, smooth_k)
+from .dispatch import run_backward, run_forward
+from .spec import Spec
 
 
 @torch.library.custom_op("fpsattention::forward", mutates_args=())
@@ -29,12 +25,16 @@ def attention_forward(
     key_ids: torch.Tensor,
     key_count: torch.Tensor,
     cubes: int,
+    uniform: int,
+    last: int,
     granularity: str,
     smooth_k: bool,
+    form: str,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return ``(out (B,S,H,D), lse (B,H,S), rowmax (B,H,S))``; the last two float32 in log2 units."""
-    spec = _spec(index, live, cube, cubes, ids, count, pattern_of_head, granularity, smooth_k)
+    """Return ``(out (B,S,H,D), lse (B,H,S), rowmax (B,H,S))``; the last two float32 in log2 units. See ``Spec``."""
+    tensors = (index, live, cube, ids, count, pattern_of_head, key_ids, key_count)
+    spec = Spec.make(*tensors, cubes, uniform, last, granularity, smooth_k, form)
     # The numerics are decided here; autocast would turn single products into bf16.
     with torch.autocast(q.device.type, enabled=False):
         return run_forward(backend, q, k, v, spec)
@@ -65,13 +65,18 @@ def attention_backward(
     key_ids: torch.Tensor,
     key_count: torch.Tensor,
     cubes: int,
+    uniform: int,
+    last: int,
     granularity: str,
     smooth_k: bool,
+    form: str,
+    backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return ``(dq, dk, dv)``, the straight-through gradient that matches the forward."""
-    spec = _spec(index, live, cube, cubes, ids, count, pattern_of_head, granularity, smooth_k)
+    tensors = (index, live, cube, ids, count, pattern_of_head, key_ids, key_count)
+    spec = Spec.make(*tensors, cubes, uniform, last, granularity, smooth_k, form)
     with torch.autocast(q.device.type, enabled=False):
-        return reference.backward(grad, q, k, v, out, lse, rowmax, spec)
+        return run_backward(backend, grad, q, k, v, out, lse, rowmax, spec)
 
 
 @attention_backward.register_fake
@@ -82,14 +87,14 @@ def _(grad, q, k, v, *args):
 def _save(ctx, inputs, output):
     q, k, v, *tensors = inputs[:11]
     ctx.save_for_backward(q, k, v, *output, *tensors)
-    ctx.scalars = inputs[11:14]
+    ctx.rest = inputs[11:]
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _backward(ctx, grad, _lse, _rowmax):
     q, k, v, out, lse, rowmax, *tensors = ctx.saved_tensors
-    grads = attention_backward(grad, q, k, v, out, lse, rowmax, *tensors, *ctx.scalars)
-    return (*grads, *([None] * 12))
+    grads = attention_backward(grad, q, k, v, out, lse, rowmax, *tensors, *ctx.rest)
+    return (*grads, *([None] * (len(tensors) + len(ctx.rest))))
 
 
 attention_forward.register_autograd(_backward, setup_context=_save)

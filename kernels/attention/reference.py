@@ -7,7 +7,8 @@ heads and query tiles whose scores and gathered keys stay below a bound, so memo
 FP8 follows one rule for P: the row maximum is rounded up to an integer in log2 and treated as a constant, P is scaled
 by 2^8 inside the exponent and rounded to e4m3, and the row is normalized by the sum of the *rounded* P. Rounded P then
 hardly depends on block order, and with P = exp2(s - lse) the straight-through gradient is exactly
-``dS = P * (dP - rowsum(dO * O))`` with the ordinary output.
+``dS = P * (dP - rowsum(dO * O))`` with the ordinary output. The format 'int8' rounds Q and K to 8-bit integers and
+leaves V and P alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from ..quantize.fp8 import channel_scales, fake_quantize_, group_scales, round_e4m3_, to_tiles, token_mean
+from .spec import Spec
 
 LOG2E = 1.4426950408889634
 # P is scaled by 2^8 before the cast: its largest value then is 256, below e4m3's 448, and small ones stay normal.
@@ -28,26 +30,6 @@ MAX_CHUNK = 16
 # Numbers that one chunk may hold: a share of one input, but never so few that small problems become many calls.
 CHUNK_SHARE = 0.25
 CHUNK_FLOOR = 1 << 20
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What a call needs beside q, k, v: the layout, the lists and the numerics (see ``AttentionPlan``)."""
-
-    index: torch.Tensor
-    live: torch.Tensor
-    cube: torch.Tensor
-    cubes: int
-    ids: torch.Tensor
-    count: torch.Tensor
-    pattern_of_head: torch.Tensor
-    granularity: str | None
-    smooth_k: bool
-
-    @property
-    def fp8(self) -> bool:
-        """True if Q, K, V and P are rounded to e4m3."""
-        return self.granularity is not None
 
 
 @dataclass(frozen=True)
@@ -71,7 +53,7 @@ def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: Spec) -> tu
         keys, values = _gather(kt, chunk), _gather(vt, chunk)
         scores, maximum = _scores(_rows(qt, chunk), keys, chunk, spec)
         p = scores.sub_(maximum - P_SHIFT).exp2_()
-        if spec.fp8:
+        if spec.format == "e4m3":
             round_e4m3_(p)
         total = p.sum(-1, keepdim=True)
         o = torch.matmul(p, values).div_(total)
@@ -111,7 +93,7 @@ def backward(
         row_lse, row_max, row_delta = (_row_stats(x, chunk, spec) for x in (lse, rowmax, delta))
         total = (row_lse - row_max + P_SHIFT).exp2_()
         p = scores.sub_(row_max - P_SHIFT).exp2_()
-        rounded = round_e4m3_(p.clone()) if spec.fp8 else p
+        rounded = round_e4m3_(p.clone()) if spec.format == "e4m3" else p
         _scatter(dvt, torch.matmul((rounded / total).transpose(-1, -2), grads), chunk)
         del rounded
         ds = torch.matmul(grads, values.transpose(-1, -2)).sub_(row_delta).mul_(p.div_(total))
@@ -127,12 +109,13 @@ def backward(
 def _prepare(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: Spec) -> tuple[torch.Tensor, ...]:
     """Return q (times softmax scale and log2 e), k, v in tile order, quantized if the spec says so."""
     qt, kt, vt = (to_tiles(x, spec.index) for x in (q, k, v))
-    if spec.fp8:
+    if spec.format != "none":
         if spec.smooth_k:
             kt -= token_mean(k)
             kt.masked_fill_((spec.index < 0)[None, None, :, :, None], 0.0)
         for x in (qt, kt):
-            fake_quantize_(x, group_scales(x, spec.granularity, spec.cube, spec.cubes))
+            fake_quantize_(x, group_scales(x, spec.granularity, spec.cube, spec.cubes, spec.format), spec.format)
+    if spec.format == "e4m3":
         fake_quantize_(vt, channel_scales(vt))
     qt *= LOG2E / math.sqrt(q.shape[-1])
     return qt.flatten(0, 1), kt.flatten(0, 1), vt.flatten(0, 1)
@@ -208,7 +191,7 @@ def _scores(
     if not need_max:
         return scores, None
     maximum = scores.amax(-1, keepdim=True)
-    return scores, maximum.ceil() if spec.fp8 else maximum
+    return scores, maximum if spec.format == "none" else maximum.ceil()
 
 
 def _targets(chunk: _Chunk, spec: Spec, heads: int) -> tuple[torch.Tensor, ...]:

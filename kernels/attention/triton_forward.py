@@ -1,17 +1,16 @@
 """The Triton forward: what it needs, and how it is launched.
 
-Importing this module imports no triton; asking :func:`available` does.
+Importing this module imports no triton; launching does.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
-import sys
 from typing import Protocol
 
 import torch
+
+from ..triton_runtime import launch
 
 HEAD_DIMS = (64, 128)
 BF16_DTYPES = (torch.bfloat16, torch.float16)
@@ -32,27 +31,6 @@ class Lists(Protocol):
     ids: torch.Tensor  # int32 (patterns, tiles, longest list)
     count: torch.Tensor  # int32 (patterns, tiles); 0 is legal
     pattern_of_head: torch.Tensor  # int32 (1 or B, H)
-
-
-def interpreted() -> bool:
-    """Return whether Triton kernels run in its interpreter: the variable must be set before triton is imported."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
-
-
-def available(device: torch.device | None = None) -> str | None:
-    """Return None if the kernels can be launched (on ``device``, when given), else a short reason."""
-    if device is not None and torch.device(device).type != "cuda" and not interpreted():
-        return f"Triton kernels need a CUDA device, the tensors are on {torch.device(device).type}"
-    # Searching the path takes longer than a plan's lookup, so only until triton is imported.
-    if "triton" not in sys.modules and importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if not interpreted() and not torch.cuda.is_available():
-        return "torch finds no CUDA device"
-    try:
-        from . import triton_kernels  # noqa: F401
-    except Exception as error:  # a broken triton fails in many ways, and none of them may reach the caller
-        return f"triton cannot be imported ({type(error).__name__}: {error})"
-    return None
 
 
 def forward_bf16(
@@ -195,31 +173,33 @@ def _launch(
         lse, rowmax = (torch.empty(batch, heads, tokens, dtype=torch.float32, device=device) for _ in range(2))
     options = launch_options(slots)
     grid = (tiles * (slots // options["BLOCK_M"]), batch * heads)
-    with torch.cuda.device_of(tensors[0]):
-        sparse_attention_forward[grid](
-            *tensors,
-            *scales,
-            out,
-            lse,
-            rowmax,
-            lay.index.contiguous(),
-            lay.live,
-            ids,
-            count,
-            pattern,
-            scale * math.log2(math.e),
-            *strides,
-            heads,
-            tokens,
-            tiles,
-            width,
-            ids.shape[-1],
-            heads if pattern.shape[0] > 1 else 0,
-            FP8=fp8,
-            SCALE_PER_TOKEN=scale_per_token,
-            STATS=return_lse,
-            SLOTS=slots,
-            D=dim,
-            **options,
-        )
+    launch(
+        sparse_attention_forward,
+        grid,
+        tensors[0],
+        *tensors,
+        *scales,
+        out,
+        lse,
+        rowmax,
+        lay.index.contiguous(),
+        lay.live,
+        ids,
+        count,
+        pattern,
+        scale * math.log2(math.e),
+        *strides,
+        heads,
+        tokens,
+        tiles,
+        width,
+        ids.shape[-1],
+        heads if pattern.shape[0] > 1 else 0,
+        FP8=fp8,
+        SCALE_PER_TOKEN=scale_per_token,
+        STATS=return_lse,
+        SLOTS=slots,
+        D=dim,
+        **options,
+    )
     return out, lse, rowmax

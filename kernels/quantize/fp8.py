@@ -11,6 +11,11 @@ from __future__ import annotations
 import torch
 
 E4M3_MAX = 448.0
+# The largest code of Q and K: e4m3's, or that of a symmetric 8-bit integer.
+LARGEST = {"e4m3": E4M3_MAX, "int8": 127.0}
+# A smaller scale of Q or K counts as 1 (all its codes are 0). The product of two scales is then never so small that a
+# dead key's score, a large negative number times that product, comes near a live one's.
+SMALLEST_SCALE = 1e-12
 _SPLIT = 2.0**20 + 1.0
 _SUBNORMAL = 1.5 * 2.0**14
 _SMALLEST_NORMAL = 2.0**-6
@@ -54,9 +59,9 @@ def token_mean(k: torch.Tensor) -> torch.Tensor:
     return k.mean(1, dtype=torch.float32).nan_to_num_(0.0, 0.0, 0.0)[:, :, None, None, :]
 
 
-def group_scales(x: torch.Tensor, granularity: str, cube: torch.Tensor, cubes: int) -> torch.Tensor:
+def group_scales(x: torch.Tensor, granularity: str, cube: torch.Tensor, cubes: int, form: str = "e4m3") -> torch.Tensor:
     """Return Q's or K's scales for ``x (B, H, tiles, width, D)``: ``(B, H, tiles, width, 1)`` for 'token', else
-    ``(B, H, tiles, 1, 1)``, equal within a cube. All-zero groups get scale 1."""
+    ``(B, H, tiles, 1, 1)``, equal within a cube. Groups of zeros (or nearly) get scale 1."""
     if granularity == "token":
         amax = torch.linalg.vector_norm(x, ord=float("inf"), dim=-1, keepdim=True)
     else:
@@ -65,25 +70,27 @@ def group_scales(x: torch.Tensor, granularity: str, cube: torch.Tensor, cubes: i
         target = cube.expand_as(per_tile)
         per_cube = per_tile.new_zeros(shape).scatter_reduce(2, target, per_tile, "amax")
         amax = per_cube.gather(2, target)[..., None, None]
-    return _scale(amax)
+    return _scale(amax, LARGEST[form], SMALLEST_SCALE)
 
 
 def channel_scales(v: torch.Tensor) -> torch.Tensor:
     """Return V's scales ``(B, H, 1, 1, D)`` for ``v (B, H, tiles, width, D)``, over all tokens."""
-    return _scale(torch.linalg.vector_norm(v, ord=float("inf"), dim=(2, 3), keepdim=True))
+    return _scale(torch.linalg.vector_norm(v, ord=float("inf"), dim=(2, 3), keepdim=True), E4M3_MAX, 0.0)
 
 
-def _scale(amax: torch.Tensor) -> torch.Tensor:
-    scale = amax / E4M3_MAX
+def _scale(amax: torch.Tensor, largest: float, smallest: float) -> torch.Tensor:
+    scale = amax / largest
     # Zero, or not finite in a broken tile: scale 1 keeps what is broken where it is.
-    return torch.where((scale > 0) & scale.isfinite(), scale, torch.ones_like(scale))
+    return torch.where((scale > smallest) & scale.isfinite(), scale, torch.ones_like(scale))
 
 
-def fake_quantize_(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Replace ``x (B, H, ...)`` by ``e4m3(x / scale) * scale`` and return it."""
-    x /= scale
-    # The quotient of the maximum itself may round to just above 448.
-    x.clamp_(-E4M3_MAX, E4M3_MAX)
+def fake_quantize_(x: torch.Tensor, scale: torch.Tensor, form: str = "e4m3") -> torch.Tensor:
+    """Replace ``x (B, H, ...)`` by ``round(x / scale) * scale`` and return it; ``form`` is 'e4m3' or 'int8'."""
+    x *= 1.0 / scale
+    # The quotient of the maximum itself may round to just above the largest.
+    x.clamp_(-LARGEST[form], LARGEST[form])
+    if form == "int8":
+        return x.round_().mul_(scale)
     # By head, for small temporaries; views, so that strides do not matter.
     for sample in x:
         for part in sample:
@@ -91,9 +98,10 @@ def fake_quantize_(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return x.mul_(scale)
 
 
-def true_quantize(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Return ``e4m3(x / scale)`` as ``torch.float8_e4m3fn``; ``fake_quantize_`` holds the same values times scale."""
-    return (x / scale).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+def true_quantize(x: torch.Tensor, scale: torch.Tensor, form: str = "e4m3") -> torch.Tensor:
+    """Return ``round(x / scale)`` as ``float8_e4m3fn`` or ``int8``; ``fake_quantize_`` holds these times scale."""
+    codes = (x * (1.0 / scale)).clamp_(-LARGEST[form], LARGEST[form])
+    return codes.round_().to(torch.int8) if form == "int8" else codes.to(torch.float8_e4m3fn)
 
 
 def quantize_tiles(

@@ -6,7 +6,15 @@ import dataclasses
 
 import pytest
 import torch
-from fpsattention.kernels.attention import BACKENDS, BackendError, backends, fps_attention, op, resolve_backend
+from fpsattention.kernels.attention import (
+    BACKENDS,
+    BackendError,
+    backends,
+    fps_attention,
+    make_spec,
+    op,
+    resolve_backend,
+)
 from fpsattention.kernels.attention import dispatch as dispatch_module
 from fpsattention.kernels.grid import TokenGrid
 from fpsattention.kernels.plan import clear_plans
@@ -19,11 +27,8 @@ ROWS = ["bf16 - all 2 3", "fp8 x1 all 2 3", "fp8 token all all all"]
 
 
 def arguments(plan, q, k, v):
-    layout, lists = plan.layout, plan.lists
-    tables = (layout.index, layout.live, layout.cube)
-    tables += (lists.ids, lists.count, lists.pattern_of_head, lists.key_ids, lists.key_count)
-    granularity = plan.granularity if plan.attention == "fp8" else ""
-    return (q, k, v, *tables, layout.cubes, granularity, plan.smooth_k)
+    spec = make_spec(plan, plan.lists, "reference")
+    return (q, k, v, *spec.tensors, *spec.scalars, "reference")
 
 
 def scene(row, dtype=torch.float32, heads=2, batch=2, grad=True):
@@ -35,9 +40,9 @@ def scene(row, dtype=torch.float32, heads=2, batch=2, grad=True):
 @pytest.mark.parametrize("row", ROWS)
 def test_torch_accepts_both_ops(row):
     plan, inputs, grad = scene(row)
-    torch.library.opcheck(op.attention_forward, (*arguments(plan, *inputs), "reference"))
+    torch.library.opcheck(op.attention_forward, arguments(plan, *inputs))
     inputs = [x.detach() for x in inputs]
-    outputs = op.attention_forward(*arguments(plan, *inputs), "reference")
+    outputs = op.attention_forward(*arguments(plan, *inputs))
     q, k, v, *rest = arguments(plan, *inputs)
     torch.library.opcheck(op.attention_backward, (grad, q, k, v, *outputs, *rest))
 
@@ -74,7 +79,7 @@ def test_checkpointing_is_bit_equal(row):
 
 def test_only_the_output_is_differentiable():
     plan, inputs, _ = scene(ROWS[1])
-    out, lse, rowmax = op.attention_forward(*arguments(plan, *inputs), "reference")
+    out, lse, rowmax = op.attention_forward(*arguments(plan, *inputs))
     assert out.requires_grad and not lse.requires_grad and not rowmax.requires_grad
     with torch.no_grad():
         assert not fps_attention(*inputs, plan).requires_grad
@@ -95,7 +100,7 @@ def test_the_default_dtype_does_not_reach_the_statistics():
     plan, inputs, _ = scene(ROWS[1], grad=False)
     torch.set_default_dtype(torch.bfloat16)
     try:
-        _, lse, rowmax = op.attention_forward(*arguments(plan, *inputs), "reference")
+        _, lse, rowmax = op.attention_forward(*arguments(plan, *inputs))
     finally:
         torch.set_default_dtype(torch.float32)
     assert lse.dtype == rowmax.dtype == torch.float32
@@ -195,8 +200,8 @@ def test_a_cpu_takes_the_reference_and_says_so():
     ],
 )
 def test_auto_says_what_runs_in_place_of_what(monkeypatch, capability, dtype, attention, expected, note):
-    monkeypatch.setattr(dispatch_module.triton_forward, "available", lambda device: None)
-    monkeypatch.setattr(dispatch_module.triton_forward, "interpreted", lambda: False)
+    monkeypatch.setattr(dispatch_module.triton_runtime, "available", lambda device: None)
+    monkeypatch.setattr(dispatch_module.triton_runtime, "interpreted", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     name, said = resolve_backend("auto", "cuda", dtype, 128, attention)
     assert name == expected
@@ -204,7 +209,7 @@ def test_auto_says_what_runs_in_place_of_what(monkeypatch, capability, dtype, at
 
 
 def test_a_chosen_backend_without_fp8_says_that_fp8_is_lost(monkeypatch):
-    monkeypatch.setattr(dispatch_module.triton_forward, "available", lambda device: None)
+    monkeypatch.setattr(dispatch_module.triton_runtime, "available", lambda device: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     name, note = resolve_backend("triton-bf16", "cuda", torch.bfloat16, 128, "fp8")
     assert name == "triton-bf16" and "without FP8" in note

@@ -1,0 +1,55 @@
+"""What one attention call needs beside q, k and v: the layout, the lists and the numerics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+FORMATS = ("none", "e4m3", "int8")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The flat form of an ``AttentionPlan`` that crosses the op's border; all tensors on the device of q.
+
+    ``index (tiles, width)`` token of every slot, live rows first, -1 where dead; ``live (tiles,)``; ``cube (tiles,)``
+    the scale group of a tile, ``cubes`` their number; ``ids (P, tiles, longest)``, ``count (P, tiles)``: the key tiles
+    that a query tile sees; ``key_ids``, ``key_count``: the query tiles that see a key tile; ``pattern_of_head
+    (1 or B, H)``. ``uniform``: the live rows of every tile but the last, 0 where they differ; ``last``: those of the
+    last. ``granularity``: 'token', 'x1' ... 'x8', None where nothing is quantized. ``format``: 'none'; 'e4m3' (Q, K, V
+    and P rounded to FP8); 'int8' (Q and K rounded to 8-bit integers, P and V left in 16 bits).
+    """
+
+    index: torch.Tensor
+    live: torch.Tensor
+    cube: torch.Tensor
+    ids: torch.Tensor
+    count: torch.Tensor
+    pattern_of_head: torch.Tensor
+    key_ids: torch.Tensor
+    key_count: torch.Tensor
+    cubes: int
+    uniform: int
+    last: int
+    granularity: str | None
+    smooth_k: bool
+    format: str
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The tensors, in the op's order."""
+        return (
+            self.index, self.live, self.cube, self.ids, self.count, self.pattern_of_head, self.key_ids, self.key_count,
+        )  # fmt: skip
+
+    @property
+    def scalars(self) -> tuple:
+        """The rest, in the op's order."""
+        return (self.cubes, self.uniform, self.last, self.granularity or "", self.smooth_k, self.format)
+
+    @staticmethod
+    def make(*values) -> Spec:
+        """Return the spec of ``*tensors, *scalars``."""
+        *head, granularity, smooth_k, form = values
+        return Spec(*head, granularity or None, smooth_k, form)
