@@ -1,0 +1,1 @@
+"""The benchmark: ours and every peer that is installed, cell by cell, each cell in a process of its own."""
