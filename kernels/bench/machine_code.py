@@ -15,9 +15,16 @@ from typing import Any
 
 from . import sass
 from .recording import Launch, compiled, specialization
-from .variants import VARIANTS
+from .variants import PRODUCTS, Variant, cards_of, variants
 
+# What is recorded with the sources: the values of the pinned Triton, one row per kernel.
+RECORD = Path(__file__).resolve().with_name("machine_code.json")
+# Shared memory in bytes by compute capability: of one program, and of a multiprocessor (each program takes 1 KB more).
+SHARED = {80: (163, 164), 86: (99, 100), 89: (99, 100), 90: (227, 228), 100: (227, 228), 120: (99, 100)}
+WARPS = {80: 64, 86: 48, 89: 48, 90: 64, 100: 64, 120: 48}
 COLUMNS = ("mma", "ex2", "max", "float", "convert", "select", "bits", "integer", "shuffle", "shared", "global", "wait")
+
+Row = dict[str, Any]
 
 
 def _tool(*command: str) -> str:
@@ -27,7 +34,7 @@ def _tool(*command: str) -> str:
     return subprocess.run([path, *command[1:]], capture_output=True, text=True, check=True).stdout
 
 
-def examine(launch: Launch, capability: int) -> dict[str, Any]:
+def examine(launch: Launch, capability: int) -> Row:
     """Return registers, local and shared memory, instruction counts and the hot loop of one compiled launch."""
     kernel = compiled(launch, capability)
     with tempfile.TemporaryDirectory() as folder:
@@ -37,107 +44,127 @@ def examine(launch: Launch, capability: int) -> dict[str, Any]:
         items = sass.parse(_tool("nvdisasm", "-c", str(cubin)))
     code = [item for item in items if isinstance(item, sass.Instruction)]
     counts = sass.counts(code)
-    setmaxnreg = re.findall(r"setmaxnreg\.(?:inc|dec)\.sync\.aligned\.u32\s+(\d+)", kernel.asm["ptx"])
-    return {
+    ptx = kernel.asm["ptx"]
+    row = {
         "kernel": launch.name,
-        "warps": kernel.metadata.num_warps,
+        "constants": {k: v for k, v in launch.constants.items() if isinstance(v, int | float | str)},
+        "descriptors": sum(type(arg).__name__ == "TensorDescriptor" for arg in launch.args),
+        "warps": int(re.search(r"\.(?:req|max)ntid (\d+)", ptx)[1]) // 32,
         "registers": int(usage["REG"]),
-        "setmaxnreg": sorted({int(n) for n in setmaxnreg}),
-        "stack": int(usage["STACK"]),
-        "local": int(usage["LOCAL"]),
+        # Registers that warps take or give back when they specialize.
+        "moved": sorted({int(n) for n in re.findall(r"setmaxnreg\.\w+\.sync\.aligned\.u32\s+(\d+)", ptx)}),
+        "local": int(usage["STACK"]) + int(usage["LOCAL"]),
         "spills": counts.get("STL", 0) + counts.get("LDL", 0),
         "shared": kernel.metadata.shared,
         "mma": sorted({i.name for i in code if sass.classify(i.name) == "mma"}),
-        "wide": sorted({i.name for i in code if re.match(r"(LDG|STG|LDGSTS)\b.*(64|128)", i.name)}),
+        "wide": sorted({i.name for i in code if re.match(r"(LDG|STG|LDGSTS)\b.*\.(64|128)\b", i.name)}),
         "counts": counts,
-        "loop": _loop(launch, kernel, sass.hot_loops(sass.blocks(items))),
+        "loop": _loop(launch, sass.hot_loops(sass.blocks(items)), kernel.metadata.num_warps),
     }
+    row["programs"] = programs_per_multiprocessor(row, capability)
+    return row
 
 
-def _loop(launch: Launch, kernel: Any, found: list[list[sass.Instruction]]) -> dict[str, Any] | None:
-    """Return the hottest loop: instructions per thread by class and by name, and per score element.
+def programs_per_multiprocessor(row: Row, capability: int) -> int:
+    """Return how many programs of a kernel fit on a multiprocessor by its registers, shared memory and warps."""
+    registers = -(-row["registers"] // 8) * 8 * 32 * row["warps"]
+    memory = row["shared"] + 1024
+    return min(65536 // registers, SHARED[capability][1] * 1024 // memory, WARPS[capability] // row["warps"], 32)
 
-    A score element is one (query, key) pair. With ``n`` instructions per thread and pass, a warp issues 32 lanes each;
-    divided by the elements that a warp works off in a pass this is what kernels' issue slots (128 lanes a clock and SM)
-    are paid with. Elements follow from the products of the matrix instructions, so unrolling does not matter.
+
+def _loop(launch: Launch, found: list[list[sass.Instruction]], warps: int) -> Row | None:
+    """Return the hot loop: instructions per thread by class and by name, and per score element.
+
+    A score element is one (query, key) pair. ``n`` instructions per thread and pass are ``n`` warp instructions of 32
+    lanes each; over the elements that a warp works off in a pass, that is what a multiprocessor's 128 lanes a clock are
+    spent on. The elements follow from the products of the matrix instructions, so unrolling does not matter. Both
+    sides of a branch count.
     """
-    if not found:
+    if not found or launch.name not in PRODUCTS:
         return None
     code = found[0]
     constants = launch.constants
-    per_element = PRODUCTS.get(launch.name, 2) * constants.get("D", 128)
-    elements = sass.products(code) / per_element
-    if not elements:  # sm_100's instructions do not name their shape: one block a pass
-        threads = kernel.metadata.num_warps * 32
-        elements = constants.get("BLOCK_M", 0) * constants.get("BLOCK_N", 0) / (threads / 32)
-    classes = sass.class_counts(code)
-    lanes = 32 / elements if elements else 0.0
+    elements = sass.products(code) / (PRODUCTS[launch.name] * constants["D"])
+    if not elements:  # sm_100's matrix instructions do not name their shape: the blocks of one step
+        step = constants.get("BLOCK_N") or constants["STEP"]
+        elements = constants.get("BLOCK_M", constants.get("BLOCK", 0)) * step / warps
+        elements *= 2 if constants.get("PAIRS") else 1
+    lanes = 32 / elements
     return {
-        "loops": len(found),
         "instructions": len(code),
-        "elements_per_warp": elements,
+        "elements": elements,
         "per_element": round(len(code) * lanes, 3),
-        "classes": {name: round(n * lanes, 3) for name, n in classes.items()},
+        "classes": {name: round(n * lanes, 3) for name, n in sass.class_counts(code).items()},
         "counts": sass.counts(code),
     }
 
 
-# Matrix products over the head dimension per score element: Q K and P V in the forward.
-PRODUCTS: dict[str, int] = {}
-
-
-def _work(number: int) -> tuple[str, dict[str, Any]]:
+def _work(number: int) -> tuple[str, Row]:
     key, launch, capability = _TASKS[number]
     try:
         return key, examine(launch, capability)
     except Exception as error:  # the compiler fails in many ways; each belongs into the table
-        return key, {"kernel": launch.name, "error": f"{type(error).__name__}: {str(error).strip()[-600:]}"}
+        chain = [error]
+        while chain[-1].__cause__ is not None:
+            chain.append(chain[-1].__cause__)
+        told = "\n".join(f"{type(e).__name__}: {str(e).strip()[-800:]}" for e in chain)
+        return key, {"kernel": launch.name, "error": told}
 
 
 _TASKS: list[tuple[str, Launch, int]] = []
 
 
-def reports(names: list[str], cards: list[int] | None = None, processes: int = 2) -> list[dict[str, Any]]:
-    """Return one report per kernel of every named variant and card; each distinct compilation is done once."""
-    rows, seen = [], set()
+def reports(chosen: list[Variant], cards: list[int] | None = None, processes: int = 2) -> list[Row]:
+    """Return one row per kernel of every variant and card; what is the same compilation is compiled once."""
+    rows: list[tuple[str, int, str]] = []
     _TASKS.clear()
-    for name in names:
-        variant = VARIANTS[name]
-        for capability in variant.cards:
+    for variant in chosen:
+        for capability in cards_of(variant):
             if cards and capability not in cards:
                 continue
             for launch in variant.launches(capability):
                 key = specialization(launch, capability)
-                rows.append({"variant": name, "card": capability, "key": key})
-                if key not in seen:
-                    seen.add(key)
+                if all(key != task[0] for task in _TASKS):
                     _TASKS.append((key, launch, capability))
-    # A forked process has the launches; nothing was compiled before, so no compiler thread is lost in it.
+                rows.append((variant.name, capability, key))
+    if not rows:
+        return []
+    # A forked process has the launches; nothing was compiled before, so it inherits no compiler's threads.
     with multiprocessing.get_context("fork").Pool(max(1, min(processes, len(_TASKS)))) as pool:
         done = dict(pool.imap_unordered(_work, range(len(_TASKS))))
-    result, told = [], set()
-    for row in rows:
-        report = {"variant": row["variant"], "card": row["card"], **done[row["key"]]}
-        identity = (report["variant"], report["card"], row["key"])
-        if identity not in told:
-            told.add(identity)
-            result.append(report)
-    return result
+    return [{"variant": name, "card": card, **done[key]} for name, card, key in dict.fromkeys(rows)]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return the reports as a text table; the classes are warp-instruction lanes per score element in the hot loop."""
-    head = ["variant", "kernel", "card", "regs", "stack", "spill", "smem", "loop", "i/elem", *COLUMNS, "mma"]
+def name_of(row: Row) -> str:
+    """Return what tells a row from every other."""
+    return f"{row['variant']}, {row['kernel']}, sm_{row['card']}"
+
+
+def table(rows: list[Row]) -> str:
+    """Return the rows as a text table; classes are lanes per score element in the hot loop, see ``_loop``."""
+    head = [
+        "variant",
+        "kernel",
+        "card",
+        "regs",
+        "local",
+        "spill",
+        "shared",
+        "fit",
+        "loop",
+        "i/elem",
+        *COLUMNS,
+        "matrix",
+    ]
     lines = [head]
     for row in rows:
-        start = [row["variant"], row["kernel"], f"sm_{row['card']}"]
+        start = [row["variant"], row["kernel"].replace("sparse_attention_", ""), f"sm_{row['card']}"]
         if "error" in row:
-            lines.append([*start, row["error"].splitlines()[-1]])
+            said = [line for line in row["error"].splitlines() if line.strip(" ^")]
+            lines.append([*start, f"does not compile: {said[-1].strip()[:150]}"])
             continue
-        registers = str(row["registers"])
-        if row["setmaxnreg"]:
-            registers += "/" + "/".join(map(str, row["setmaxnreg"]))
-        cells = [registers, str(row["stack"] + row["local"]), str(row["spills"]), str(row["shared"])]
+        registers = "/".join(map(str, [row["registers"], *row["moved"]]))
+        cells = [registers, *(str(row[k]) for k in ("local", "spills", "shared", "programs"))]
         loop = row["loop"]
         if loop:
             cells += [str(loop["instructions"]), f"{loop['per_element']:.2f}"]
@@ -146,11 +173,26 @@ def table(rows: list[dict[str, Any]]) -> str:
             cells += ["-"] * (2 + len(COLUMNS))
         kinds = sorted({".".join(name.split(".")[:2]) for name in row["mma"]})
         lines.append([*start, *cells, " ".join(kinds) or "-"])
-    widths = [
-        max((len(line[i]) for line in lines if i < len(line) and len(line) == len(head)), default=0)
-        for i in range(len(head))
-    ]
+    full = [line for line in lines if len(line) == len(head)]
+    widths = [max(len(line[column]) for line in full) for column in range(len(head))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+
+
+def record(rows: list[Row]) -> None:
+    """Write the rows into the record, one line each; raises ValueError if one did not compile."""
+    import triton
+
+    for row in rows:
+        if "error" in row:
+            raise ValueError(f"{name_of(row)} does not compile ({row['error']}); nothing was recorded.")
+    kept = [{k: v for k, v in row.items() if k not in ("counts", "wide")} for row in rows]
+    lines = ",\n".join(json.dumps(row) for row in kept)
+    RECORD.write_text(f'{{"triton": "{triton.__version__}", "rows": [\n{lines}\n]}}\n', encoding="utf-8")
+
+
+def recorded() -> list[Row]:
+    """Return the recorded rows."""
+    return json.loads(RECORD.read_text(encoding="utf-8"))["rows"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -159,20 +201,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--arch", type=int, action="append", help="a compute capability such as 90; may be repeated")
     parser.add_argument("--match", default="", help="only variants whose name contains this")
     parser.add_argument("--json", type=Path, help="also write every number to this file")
-    parser.add_argument("--loop", action="store_true", help="also print the hot loop's instructions by name")
+    parser.add_argument("--loop", action="store_true", help="also print the hot loops' instructions by name")
+    parser.add_argument("--record", action="store_true", help=f"write {RECORD.name}, which the tests compare with")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args(arguments)
-    names = [name for name in VARIANTS if options.match in name]
+    if options.record and (options.arch or options.match):
+        parser.error("--record takes every variant and card; leave --arch and --match out")
+    chosen = [variant for variant in variants() if options.match in variant.name]
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
-        rows = reports(names, options.arch, options.processes)
+        rows = reports(chosen, options.arch, options.processes)
     write = sys.stdout.write
     write(table(rows) + "\n")
+    for error in dict.fromkeys(row["error"] for row in rows if "error" in row):
+        write(f"\n{error}\n")
     if options.loop:
         for row in rows:
             if row.get("loop"):
                 named = ", ".join(f"{name} {n}" for name, n in row["loop"]["counts"].items())
-                write(f"\n{row['variant']} {row['kernel']} sm_{row['card']}: {named}\n")
+                write(f"\n{name_of(row)}: {named}\n")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if options.record:
+        record(rows)
     return int(any("error" in row for row in rows))

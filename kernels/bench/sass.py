@@ -10,25 +10,25 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-# First match wins. What the hardware does with it decides the class, not the name's meaning.
+# By the first part of a mnemonic; a leading U (the same on the warp's uniform unit) is left out where it is not listed.
+# MUFU.EX2, the exponential, is the class "ex2", and every ...MMA is "mma".
 CLASSES: dict[str, str] = {
-    "mma": r"\w*MMA\b|\w*MMA\.",
-    "ex2": r"MUFU\.EX2",
-    "special": r"MUFU",
-    "max": r"FMNMX|VIMNMX|IMNMX|HMNMX|VHMNMX|FMAXMIN",
-    "float": r"FFMA|FMUL|FADD|HADD2|HFMA2|HMUL2|FFMA2|FADD2|FMUL2|FSWZADD",
-    "convert": r"F2F|F2I|I2F|FRND|I2I",
-    "shuffle": r"SHFL|REDUX|CREDUX|VOTE",
-    "select": r"F?SEL\b|F?SEL\.|ISETP|FSETP|FSET|PLOP3|P2R|R2P|ICMP|VOTEU|UISETP|UPLOP3|USEL",
-    "bits": r"U?PRMT|U?LOP3|U?SHF|BREV|U?FLO|POPC|SGXT|BMSK|LOP",
-    "shared": r"LDS|STS|LDSM|STSM|LDTM|STTM|MOVM|ATOMS",
-    "global": r"LDG|STG|UTMA|UBLK|LD\.|ST\.|ATOMG|RED|LDC|ULDC|LDCU|LDL|STL|CCTL|PREFETCH",
-    "wait": r"BAR|WARPGROUP|SYNCS|DEPBAR|LDGDEPBAR|WARPSYNC|FENCE|MEMBAR|ARRIVES|NANOSLEEP|USETMAXREG|BSSY|BSYNC|ACQ"
-    r"|UCGABAR|CGAERRBAR|ERRBAR|UTCBAR|UTCATOM|ELECT|YIELD|ENDCOLLECTIVE|COLLECTIVE",
-    "branch": r"BRA|BRX|EXIT|CALL|RET|NOP|BREAK|BPT|KILL|WARPGROUPSET",
-    "integer": r"IADD|IMAD|LEA|MOV|UMOV|UIADD|UIMAD|ULEA|IABS|S2R|S2UR|R2UR|CS2R|VIADD|LEPC|I|U|VABS|R2B",
+    "special": "MUFU",
+    "max": "FMNMX FMNMX3 VIMNMX VIMNMX3 IMNMX HMNMX2 VHMNMX",
+    "float": "FFMA FMUL FADD FFMA2 FMUL2 FADD2 HADD2 HFMA2 HMUL2 FHADD FHFMA FSWZADD DADD DMUL DFMA",
+    "convert": "F2FP F2F F2I F2IP I2F I2FP I2I I2IP FRND",
+    "shuffle": "SHFL REDUX CREDUX VOTE MATCH MOVM",
+    "select": "SEL FSEL ISETP FSETP FSET HSETP2 PLOP3 P2R R2P ICMP VOTEU",
+    "bits": "PRMT LOP3 LOP SHF BREV FLO POPC SGXT BMSK",
+    "shared": "LDS STS LDSM STSM ATOMS LDTM STTM",
+    "global": "LDG STG LDGSTS LD ST ATOM ATOMG RED LDC ULDC LDCU LDL STL CCTL UTMALDG UTMASTG UTMAPF UTMACCTL UBLKCP",
+    "wait": "BAR WARPGROUP SYNCS DEPBAR LDGDEPBAR WARPSYNC FENCE MEMBAR ARRIVES NANOSLEEP USETMAXREG BSSY BSYNC "
+    "ACQBULK ERRBAR CGAERRBAR UTCBAR UTMACMDFLUSH UTCATOMSWS ELECT YIELD ENDCOLLECTIVE WARPGROUPSET UCGABAR_ARV "
+    "UCGABAR_WAIT PREEXIT VIRTCOUNT",
+    "branch": "BRA BRX EXIT CALL RET NOP BREAK BPT KILL JMP",
+    "integer": "IADD IADD3 IMAD LEA MOV IABS S2R S2UR R2UR CS2R VIADD LEPC R2B VABSDIFF ISCADD",
 }
-_PATTERNS = {name: re.compile(pattern) for name, pattern in CLASSES.items()}
+_CLASS = {mnemonic: name for name, mnemonics in CLASSES.items() for mnemonic in mnemonics.split()}
 _LINE = re.compile(
     r"^\s*(?:(?P<label>\.L_\w+):|/\*[0-9a-f]+\*/\s+(?:(?P<guard>@!?U?P\w+)\s+)?(?P<name>[A-Z][\w.]*)(?P<rest>[^;]*);)"
 )
@@ -168,8 +168,13 @@ def hot_loops(graph: list[Block]) -> list[list[Instruction]]:
 
 
 def classify(name: str) -> str:
-    """Return the class of an instruction by its full name."""
-    return next((kind for kind, pattern in _PATTERNS.items() if pattern.match(name)), "other")
+    """Return the class of an instruction by its full name; "other" for one that no class lists."""
+    if name.startswith("MUFU.EX2"):
+        return "ex2"
+    base = name.split(".")[0]
+    if base.endswith("MMA"):
+        return "mma"
+    return _CLASS.get(base) or _CLASS.get(base.removeprefix("U"), "other")
 
 
 def products(code: list[Instruction]) -> int:

@@ -1,13 +1,15 @@
 """Every kernel variant that is checked before a card sees it: a name, the cards it is for, and how to launch it.
 
-A variant goes through the same dispatch as a real call, on tensors without data (device ``meta``) of a real shape, so
-whatever the launchers decide (blocks, warps, descriptors, formats) is what gets compiled.
+A variant goes through the same launchers as a real call, on tensors without data (device ``meta``) of a real shape, so
+whatever they decide (blocks, warps, descriptors, formats) is what gets compiled.
 """
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -20,86 +22,151 @@ from .recording import Launch, recording
 
 GRIDS = {
     "720p": TokenGrid(21, 45, 80),  # 1280x720, 81 frames: every tile has the same number of live tokens
-    "480p": TokenGrid(21, 30, 52),  # 832x480, 81 frames
     "49 frames": TokenGrid(13, 30, 52),  # 832x480: a prime number of frames, so the tiles differ
 }
 WINDOW = "all 15 20"
-FP8_CARDS = (89, 90, 100, 120)
-INT8_CARDS = (80, 86)
-ALL_CARDS = (80, 86, 89, 90, 100, 120)
+DENSE = "all all all"
+CARDS = {"fp8": (89, 90, 100, 120), "int8": (80, 86), "bf16": (80, 86, 89, 90, 100, 120)}
 HEADS = 40
+# Matrix products over the head dimension per score element: Q K and P V in the forward; the backward's dQ adds
+# dO V and dS K, its dK and dV recompute Q K and dO V.
+PRODUCTS = {"sparse_attention_forward": 2, "backward_queries": 3, "backward_keys": 4}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One call: a backend of the dispatch on a plan. ``window`` 'all all all' is dense."""
+    """One call of a backend on a plan.
+
+    ``kind`` is 'fp8', 'int8' or 'bf16'; ``what`` 'forward', 'backward', 'quantize' (for the forward) or 'tiles' (for
+    the backward). ``config`` chooses among the forward's candidate configurations by its place in their list.
+    """
 
     name: str
-    backend: str
-    cards: tuple[int, ...]
+    kind: str
     granularity: str | None = "x1"
     slots: int = 64
     window: str = WINDOW
     dim: int = 128
     grid: str = "720p"
     what: str = "forward"
+    config: int = 0
+    cards: tuple[int, ...] = ()
 
     @property
-    def attention(self) -> str:
-        """The phase's attention in the schedule."""
-        return "bf16" if self.granularity is None else "fp8"
+    def backend(self) -> str:
+        """The dispatch's name for the kernels."""
+        return f"triton-{self.kind}"
 
     def spec(self) -> Spec:
         """Return what the op would be given."""
-        return _spec(self.backend, self.attention, self.granularity, self.slots, self.window, self.grid)
+        return _spec(self.backend, self.granularity, self.slots, self.window, self.grid)
 
     def launches(self, capability: int) -> list[Launch]:
-        """Return what a card of ``capability`` would be asked to run for this call."""
+        """Return what a card of ``capability`` would be asked to run for this call.
+
+        Attention quantizes first; those kernels belong to the variants 'quantize' and 'tiles'.
+        """
         spec = self.spec()
         tokens = GRIDS[self.grid].tokens
         q, k, v = (torch.empty(1, tokens, HEADS, self.dim, dtype=torch.bfloat16, device="meta") for _ in range(3))
         with recording(capability) as launches:
-            if self.what == "forward":
+            if self.what == "forward" and self.config:
+                config = _candidates(self, capability)[self.config]
+                _module("attention.triton_forward").forward(q, k, v, spec, config=config)
+            elif self.what == "forward":
                 dispatch.run_forward(self.backend, q, k, v, spec)
-            else:
+            elif self.what == "backward":
                 stats = torch.empty(1, HEADS, tokens, device="meta")
-                out, grad = torch.empty_like(q), torch.empty_like(q)
-                dispatch.run_backward(self.backend, grad, q, k, v, out, stats, torch.empty_like(stats), spec)
-        return launches
+                rowmax, out, grad = torch.empty_like(stats), torch.empty_like(q), torch.empty_like(q)
+                dispatch.run_backward(self.backend, grad, q, k, v, out, stats, rowmax, spec)
+            elif self.what == "quantize":
+                _module("quantize.triton_quantize").quantize(q, k, v, spec)
+            else:
+                _module("quantize.triton_quantize").tiles_for_backward(q, k, v, spec, torch.bfloat16)
+        package = ".quantize." if self.what in ("quantize", "tiles") else ".attention."
+        return [launch for launch in launches if package in launch.kernel.fn.__module__]
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"...{name}", __name__)
+
+
+def _candidates(variant: Variant, capability: int) -> list[Any]:
+    kind = "16" if variant.kind == "bf16" else variant.kind
+    slots = 128 if variant.window == DENSE else variant.slots
+    return _module("attention.configs").candidates(kind, capability, slots, variant.dim)
 
 
 @lru_cache(maxsize=32)
-def _spec(backend: str, attention: str, granularity: str | None, slots: int, window: str, grid: str) -> Spec:
-    schedule = Schedule.parse(
-        f"# fps-schedule v1, unit sigma\n0.00 {attention} {granularity or '-'} {window}\n",
-    )
-    plan = Plans(schedule, GRIDS[grid], HEADS, slots=slots).at(0.5, device="meta")
+def _spec(backend: str, granularity: str | None, slots: int, window: str, grid: str) -> Spec:
+    phase = f"0.00 {'fp8' if granularity else 'bf16'} {granularity or '-'} {window}"
+    plan = Plans(Schedule.parse(phase), GRIDS[grid], HEADS, slots=slots).at(0.5, device="meta")
     return make_spec(plan, plan.lists, backend)
 
 
-def _variants() -> list[Variant]:
-    dense = "all all all"
-    table = [
-        Variant("fp8 x1 64", "triton-fp8", FP8_CARDS),
-        Variant("fp8 x1 128", "triton-fp8", FP8_CARDS, slots=128),
-        Variant("fp8 x1 dense", "triton-fp8", FP8_CARDS, window=dense),
-        Variant("fp8 token 64", "triton-fp8", FP8_CARDS, "token"),
-        Variant("fp8 token 128", "triton-fp8", FP8_CARDS, "token", slots=128),
-        Variant("fp8 token dense", "triton-fp8", FP8_CARDS, "token", window=dense),
-        Variant("fp8 x1 64 uneven", "triton-fp8", FP8_CARDS, grid="49 frames"),
-        Variant("fp8 x1 64 D64", "triton-fp8", FP8_CARDS, dim=64),
-        Variant("fp8 x1 dense D64", "triton-fp8", FP8_CARDS, window=dense, dim=64),
-        Variant("int8 x1 64", "triton-int8", INT8_CARDS),
-        Variant("int8 x1 128", "triton-int8", INT8_CARDS, slots=128),
-        Variant("int8 x1 dense", "triton-int8", INT8_CARDS, window=dense),
-        Variant("int8 token 64", "triton-int8", INT8_CARDS, "token"),
-        Variant("int8 token 128", "triton-int8", INT8_CARDS, "token", slots=128),
-        Variant("bf16 64", "triton-bf16", ALL_CARDS, None),
-        Variant("bf16 128", "triton-bf16", ALL_CARDS, None, slots=128),
-        Variant("bf16 dense", "triton-bf16", ALL_CARDS, None, window=dense),
-        Variant("bf16 64 D64", "triton-bf16", ALL_CARDS, None, dim=64),
+def _forward() -> list[Variant]:
+    shapes = {"64": {}, "128": {"slots": 128}, "dense": {"window": DENSE}}
+    table = []
+    for kind in CARDS:
+        for granularity in (None,) if kind == "bf16" else ("x1", "token"):
+            stem = " ".join(filter(None, (kind, granularity)))
+            table += [Variant(f"{stem} {shape}", kind, granularity, **extra) for shape, extra in shapes.items()]
+        table.append(Variant(f"{stem} 64 uneven", kind, granularity, grid="49 frames"))
+    table += [
+        Variant("fp8 x1 64 D64", "fp8", dim=64),
+        Variant("fp8 x1 dense D64", "fp8", window=DENSE, dim=64),
+        Variant("bf16 64 D64", "bf16", None, dim=64),
     ]
-    return [variant for variant in table if variant.backend in dispatch.BACKENDS]
+    return table
 
 
-VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _variants()}
+def _others() -> list[Variant]:
+    return [
+        Variant("backward fp8 x1 64", "fp8", what="backward"),
+        Variant("backward fp8 x1 128", "fp8", slots=128, what="backward"),
+        Variant("backward fp8 x1 dense", "fp8", window=DENSE, what="backward"),
+        Variant("backward fp8 token 64", "fp8", "token", what="backward"),
+        Variant("backward fp8 x1 64 D64", "fp8", dim=64, what="backward"),
+        Variant("backward int8 x1 64", "int8", what="backward"),
+        Variant("backward bf16 64", "bf16", None, what="backward"),
+        Variant("backward bf16 128", "bf16", None, slots=128, what="backward"),
+        Variant("quantize fp8 x1 64", "fp8", what="quantize"),
+        Variant("quantize fp8 x1 128", "fp8", slots=128, what="quantize"),
+        Variant("quantize fp8 x2 64", "fp8", "x2", what="quantize"),
+        Variant("quantize fp8 token 64", "fp8", "token", what="quantize"),
+        Variant("quantize int8 x1 64", "int8", what="quantize"),
+        Variant("tiles fp8 x1 64", "fp8", what="tiles"),
+        Variant("tiles fp8 token 64", "fp8", "token", what="tiles"),
+        Variant("tiles bf16 64", "bf16", None, what="tiles"),
+    ]
+
+
+def _tunable(base: list[Variant]) -> list[Variant]:
+    """Return the forward's other candidate configurations, by what they are: blocks, pairs, warps, stages."""
+    found: dict[str, tuple[Variant, dict[int, int]]] = {}
+    for variant in base:
+        for card in CARDS[variant.kind]:
+            for place, config in enumerate(_candidates(variant, card)):
+                if not place:
+                    continue
+                pairs = " pairs" if config.pairs else ""
+                shape = f"{config.block_m}x{config.block_n}{pairs} {config.warps}w{config.stages}s"
+                found.setdefault(f"{variant.name} [{shape}]", (variant, {}))[1][card] = place
+    table = []
+    for name, (variant, places) in found.items():
+        for place in sorted(set(places.values())):
+            cards = tuple(card for card, its in places.items() if its == place)
+            fields = {k: getattr(variant, k) for k in ("kind", "granularity", "slots", "window", "dim", "grid")}
+            table.append(Variant(name, config=place, cards=cards, **fields))
+    return table
+
+
+def variants() -> list[Variant]:
+    """Return every variant; a name occurs twice where cards keep the same configuration in other places."""
+    table = [v for v in _forward() + _others() if v.backend in dispatch.BACKENDS]
+    return table + _tunable([v for v in table if v.name in ("fp8 x1 64", "fp8 x1 128", "bf16 128", "int8 x1 128")])
+
+
+def cards_of(variant: Variant) -> tuple[int, ...]:
+    """Return the compute capabilities that a variant is for."""
+    return variant.cards or CARDS[variant.kind]
