@@ -16,6 +16,9 @@ LARGEST = {"e4m3": E4M3_MAX, "int8": 127.0}
 # A smaller scale of Q or K counts as 1 (all its codes are 0). The product of two scales is then never so small that a
 # dead key's score, a large negative number times that product, comes near a live one's.
 SMALLEST_SCALE = 1e-12
+# Transposed V keeps the slots of every 16 in this order: column i holds slot V_ORDER[i]. The forward's weights lie in
+# the tensor core's order of results, in which a thread has four neighbors of this order, so they need no shuffle.
+V_ORDER = (0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15)
 _SPLIT = 2.0**20 + 1.0
 _SUBNORMAL = 1.5 * 2.0**14
 _SMALLEST_NORMAL = 2.0**-6
