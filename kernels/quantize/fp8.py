@@ -117,19 +117,26 @@ def quantize_tiles(
     cube: torch.Tensor,
     cubes: int,
     smooth_k: bool,
-) -> tuple[torch.Tensor, ...]:
-    """Return what an FP8 kernel reads of ``q, k, v (B, S, H, D)`` by ``index (tiles, slots)``.
+    form: str = "e4m3",
+) -> tuple[torch.Tensor | None, ...]:
+    """Return what an 8-bit kernel reads of ``q, k, v (B, S, H, D)`` by ``index (tiles, slots)``, slots in sixteens.
 
-    ``q8, k8 (B, H, tiles*slots, D)`` and ``v8 (B, H, D, tiles*slots)`` as e4m3 with dead rows 0, the scales of q and k
-    (``(B, H, tiles*slots)`` for 'token', else ``(B, H, tiles)``) and of v ``(B, H, D)``.
+    ``q, k (B, H, tiles*slots, D)`` and ``v (B, H, D, tiles*slots)``, columns in ``V_ORDER``, as codes with dead rows 0;
+    the scales of q and k (``(B, H, tiles*slots)`` for 'token', else ``(B, H, tiles)``) and of v ``(B, H, D)``. With the
+    form 'int8' v is used as it is, so its codes and scales are None.
     """
-    qt, kt, vt = (to_tiles(x, index) for x in (q, k, v))
+    qt, kt = (to_tiles(x, index) for x in (q, k))
     if smooth_k:
         kt -= token_mean(k)
         kt.masked_fill_((index < 0)[None, None, :, :, None], 0.0)
-    scales = [group_scales(x, granularity, cube, cubes) for x in (qt, kt)]
-    v_scale = channel_scales(vt)
-    q8, k8 = (true_quantize(x, s).flatten(2, 3) for x, s in zip((qt, kt), scales))
-    v8 = true_quantize(vt, v_scale).flatten(2, 3).transpose(-1, -2).contiguous()
+    scales = [group_scales(x, granularity, cube, cubes, form) for x in (qt, kt)]
+    codes = [true_quantize(x, s, form).flatten(2, 3) for x, s in zip((qt, kt), scales)]
     flat = [s.reshape(*s.shape[:2], -1) for s in scales]
-    return q8, k8, v8, *flat, v_scale.reshape(*v_scale.shape[:2], -1)
+    if form == "int8":
+        return *codes, None, *flat, None
+    vt = to_tiles(v, index)
+    v_scale = channel_scales(vt)
+    groups = true_quantize(vt, v_scale).flatten(2, 3).transpose(-1, -2).unflatten(-1, (-1, 16))
+    # Indexing by 8-bit floats is not everywhere; their bits are.
+    v8 = groups.view(torch.uint8)[..., list(V_ORDER)].flatten(-2).view(groups.dtype)
+    return *codes, v8, *flat, v_scale.reshape(*v_scale.shape[:2], -1)

@@ -194,6 +194,19 @@ def test_an_outlier_channel_of_v_costs_the_others_nothing():
     assert torch.equal(fps_attention(q, k, v, plan)[..., rest], plain[..., rest])
 
 
+def test_integers_leave_values_alone():
+    plan = oracle.make_plan("fp8 x2 all 3 3", RAGGED, 2, slots=16)
+    q, k, v, _ = oracle.tensors(1, RAGGED.tokens, 2, 64)
+    layout = plan.layout
+    q8, _, v8, q_scale, _, v_scale = quantize_tiles(
+        q, k, v, layout.index, granularity="x2", cube=layout.cube, cubes=layout.cubes, smooth_k=True, form="int8"
+    )
+    assert q8.dtype == torch.int8 and v8 is None and v_scale is None
+    slots = layout.index.flatten()
+    back = (q8.unflatten(2, layout.index.shape) * q_scale[..., None, None]).flatten(2, 3)[:, :, slots >= 0]
+    assert oracle.error(back, q.transpose(1, 2)[:, :, slots[slots >= 0]]) < 0.02
+
+
 @pytest.mark.parametrize("granularity", ["token", "x2"])
 def test_kernels_read_the_same_numbers(granularity):
     """What an FP8 kernel gets, times its scales, is what the reference computes with."""
@@ -215,5 +228,12 @@ def test_kernels_read_the_same_numbers(granularity):
         back = (codes.float() * each[..., None])[:, :, slots >= 0]
         expected = source.transpose(1, 2)[:, :, slots[slots >= 0]]
         assert oracle.error(back, expected) < 0.03
-    back = (v8.float() * v_scale[..., None])[..., slots >= 0]
+    order = torch.empty(16, dtype=torch.long)
+    for high in range(2):
+        for pair in range(4):
+            for low in range(2):
+                order[8 * high + 2 * pair + low] = 4 * pair + 2 * high + low
+    natural = v8.float().unflatten(-1, (-1, 16))[..., order].flatten(-2)
+    assert (natural[..., slots < 0] == 0).all()
+    back = (natural * v_scale[..., None])[..., slots >= 0]
     assert oracle.error(back, v.permute(0, 2, 3, 1)[..., slots[slots >= 0]]) < 0.03
