@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
 from .. import triton_runtime
-from ..quantize.fp8 import quantize_tiles
-from . import reference, triton_forward
+from . import reference, triton_backward, triton_forward
 from .spec import Spec
 
-BACKENDS = ("auto", "triton-fp8", "triton-bf16", "reference")
-# How a phase that asks for fp8 is rounded by each backend.
-FP8_FORM = {"triton-fp8": "e4m3", "triton-bf16": "none", "reference": "e4m3"}
+BACKENDS = ("auto", "triton-fp8", "triton-int8", "triton-bf16", "reference")
 HEAD_DIMS = triton_forward.HEAD_DIMS
+# How each backend rounds in a phase that asks for fp8.
+FP8_FORM = {"triton-fp8": "e4m3", "triton-int8": "int8", "triton-bf16": "none", "reference": "e4m3"}
+HALF = (torch.bfloat16, torch.float16)
 
 
 class BackendError(ValueError):
@@ -24,19 +27,23 @@ class BackendError(ValueError):
 
 @dataclass(frozen=True)
 class _Needs:
-    """A backend's constraints as data."""
+    """A backend's constraints as data; ``cards`` are the first compute capability and the first one too new."""
 
     attention: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
-    triton: bool
-    capability: tuple[int, int] | None = None
+    triton: tuple[int, int] | None = None
+    cards: tuple[int, int] | None = None
 
 
+# Best first. Triton 3.4 is the first whose descriptors are made on the host. Where there are FP8 matrix instructions,
+# integers have no use in their place.
 _NEEDS = {
-    "triton-fp8": _Needs(("fp8",), (torch.bfloat16, torch.float16), True, (8, 9)),
-    "triton-bf16": _Needs(("bf16", "fp8"), (torch.bfloat16, torch.float16), True, (8, 0)),
-    "reference": _Needs(("bf16", "fp8"), (torch.float32, torch.bfloat16, torch.float16), False),
+    "triton-fp8": _Needs(("fp8",), HALF, (3, 4), (89, 1000)),
+    "triton-int8": _Needs(("fp8",), HALF, (3, 4), (80, 89)),
+    "triton-bf16": _Needs(("bf16", "fp8"), HALF, (3, 4), (80, 1000)),
+    "reference": _Needs(("bf16", "fp8"), (torch.float32, *HALF)),
 }
+_forced: str | None = None
 
 
 def _why_not(name: str, device: torch.device, dtype: torch.dtype, head_dim: int, attention: str) -> str | None:
@@ -44,7 +51,7 @@ def _why_not(name: str, device: torch.device, dtype: torch.dtype, head_dim: int,
     if attention not in needs.attention:
         return f"computes {' or '.join(needs.attention)} attention, not {attention}"
     if needs.triton:
-        reason = triton_runtime.available(device) or _card_reason(device, needs)
+        reason = triton_runtime.available(device) or _triton_reason(needs) or _card_reason(device, needs)
         if reason:
             return reason
     if head_dim not in HEAD_DIMS:
@@ -55,24 +62,57 @@ def _why_not(name: str, device: torch.device, dtype: torch.dtype, head_dim: int,
     return None
 
 
+def _triton_reason(needs: _Needs) -> str | None:
+    # available() has imported it.
+    version = getattr(sys.modules.get("triton"), "__version__", "0.0")
+    have = tuple(int(part) if part.isdigit() else 0 for part in version.split(".")[:2])
+    if have < needs.triton:
+        return f"needs triton {'.'.join(map(str, needs.triton))} or newer, this one is {version}"
+    return None
+
+
 def _card_reason(device: torch.device, needs: _Needs) -> str | None:
     if triton_runtime.interpreted():
         return None
     if torch.version.hip:
         return "needs an NVIDIA card, this one is AMD"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < needs.capability:
-        have, want = (".".join(map(str, c)) for c in (capability, needs.capability))
-        return f"needs compute capability {want}, this card has {have}"
+    have = triton_runtime.capability(device)
+    first, too_new = needs.cards
+    if have < first:
+        return f"needs compute capability {first / 10}, this card has {have / 10}"
+    if have >= too_new:
+        return f"is for cards without FP8, this one has compute capability {have / 10}"
     return None
+
+
+@lru_cache(maxsize=64)
+def _table(device: torch.device, dtype: torch.dtype, head_dim: int, attention: str) -> tuple:
+    return tuple((name, _why_not(name, device, dtype, head_dim, attention)) for name in _NEEDS)
+
+
+def forget_backends() -> None:
+    """Ask again what can run: the answers are kept, because a call takes only microseconds."""
+    _table.cache_clear()
+
+
+@contextmanager
+def force_backend(backend: str) -> Iterator[None]:
+    """While inside, let every call of this process that says 'auto' take ``backend``; BackendError if unknown."""
+    global _forced
+    if backend not in BACKENDS:
+        raise BackendError(f"'{backend}' is no backend; choose one of {', '.join(BACKENDS)}.")
+    before, _forced = _forced, None if backend == "auto" else backend
+    try:
+        yield
+    finally:
+        _forced = before
 
 
 def backends(
     device: torch.device | str, dtype: torch.dtype, head_dim: int, attention: str
 ) -> list[tuple[str, str | None]]:
     """Return every backend, best first, with the reason why it cannot run such a call (None: it can)."""
-    device = torch.device(device)
-    return [(name, _why_not(name, device, dtype, head_dim, attention)) for name in _NEEDS]
+    return list(_table(torch.device(device), dtype, head_dim, attention))
 
 
 def resolve_backend(
@@ -84,39 +124,35 @@ def resolve_backend(
     """
     if backend not in BACKENDS:
         raise BackendError(f"'{backend}' is no backend; choose one of {', '.join(BACKENDS)}.")
-    table = backends(device, dtype, head_dim, attention)
+    if backend == "auto" and _forced is not None:
+        backend = _forced
+    table = _table(torch.device(device), dtype, head_dim, attention)
     reasons = dict(table)
-    listing = "; ".join(f"{name}: {reason or 'can run'}" for name, reason in table)
     if backend != "auto":
         if reasons[backend]:
+            listing = _listing(table)
             raise BackendError(f"the backend '{backend}' cannot run here ({listing}); choose another, or auto.")
         loses_fp8 = attention == "fp8" and backend == "triton-bf16"
         return backend, "triton-bf16 was chosen, so this fp8 phase runs sparse without FP8." if loses_fp8 else None
     best = f"triton-{attention}"
     for name, reason in table:
+        if reason is None and name == best:
+            return name, None
         if reason is None:
-            return name, None if name == best else f"{name} runs in place of {best} ({reasons[best]})."
-    raise BackendError(f"no backend can run this attention ({listing}); leave it dense.")
+            what = ": int8 in place of fp8" if name == "triton-int8" else ""
+            return name, f"{name} runs in place of {best} ({reasons[best]}){what}."
+    raise BackendError(f"no backend can run this attention ({_listing(table)}); leave it dense.")
+
+
+def _listing(table: tuple) -> str:
+    return "; ".join(f"{name}: {reason or 'can run'}" for name, reason in table)
 
 
 def run_forward(
     backend: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: Spec
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return ``(out, lse, rowmax)`` of the named backend."""
-    if backend == "reference":
-        return reference.forward(q, k, v, spec)
-    scale = 1.0 / math.sqrt(q.shape[-1])
-    if backend == "triton-bf16":
-        return triton_forward.forward_bf16(q, k, v, spec, spec, scale=scale, return_lse=True)
-    width = spec.index.shape[1]
-    rows = max(triton_forward.MIN_SLOTS["fp8"], 1 << (width - 1).bit_length())
-    padded = torch.nn.functional.pad(spec.index, (0, rows - width), value=-1)
-    quantized = quantize_tiles(
-        q, k, v, padded, granularity=spec.granularity, cube=spec.cube, cubes=spec.cubes, smooth_k=spec.smooth_k
-    )
-    return triton_forward.forward_fp8(
-        *quantized, spec, spec, tokens=q.shape[1], scale=scale, out_dtype=q.dtype, return_lse=True
-    )
+    return (reference if backend == "reference" else triton_forward).forward(q, k, v, spec)
 
 
 def run_backward(
@@ -131,4 +167,5 @@ def run_backward(
     spec: Spec,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return ``(dq, dk, dv)`` that match the forward of the named backend."""
-    return reference.backward(grad, q, k, v, out, lse, rowmax, spec)
+    implementation = reference if backend == "reference" else triton_backward
+    return implementation.backward(grad, q, k, v, out, lse, rowmax, spec)

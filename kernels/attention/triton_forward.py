@@ -1,4 +1,4 @@
-"""The Triton forward: what it needs, and how it is launched.
+"""The Triton forward: how the kernel is launched on a call's tensors.
 
 Importing this module imports no triton; launching does.
 """
@@ -6,200 +6,130 @@ Importing this module imports no triton; launching does.
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import torch
 
-from ..triton_runtime import launch
+from .. import triton_runtime
+from ..quantize.triton_quantize import Quantized, quantize
+from .configs import Config, default
+from .spec import Spec
 
 HEAD_DIMS = (64, 128)
-BF16_DTYPES = (torch.bfloat16, torch.float16)
-# The matrix instructions multiply 16 16-bit or 32 FP8 numbers at a time; a tile is the summed axis of P V.
-MIN_SLOTS = {"bf16": 16, "fp8": 32}
+KIND = {"none": "16", "e4m3": "fp8", "int8": "int8"}
+# The matrix instructions multiply 16 16-bit or 32 8-bit numbers at a time; a tile is the summed axis of P V.
+MIN_SLOTS = {"16": 16, "int8": 16, "fp8": 32}
 
 
-class Layout(Protocol):
-    """Where the tokens of a tile are, on the device of q."""
-
-    index: torch.Tensor  # int32 or int64 (tiles, width): the token of every slot, live rows first, -1 where dead
-    live: torch.Tensor  # int32 (tiles,)
+def slots_of(spec: Spec) -> int:
+    """Return the rows that a kernel reserves per tile: the next power of two that every product can take."""
+    return max(MIN_SLOTS[KIND[spec.format]], 1 << (spec.index.shape[1] - 1).bit_length())
 
 
-class Lists(Protocol):
-    """Which key tiles every query tile sees, on the device of q."""
+def forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: Spec, *, stats: bool = True, config: Config | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Return ``(out, lse, rowmax)`` of attention on ``q, k, v (B, S, H, D)`` by ``spec``.
 
-    ids: torch.Tensor  # int32 (patterns, tiles, longest list)
-    count: torch.Tensor  # int32 (patterns, tiles); 0 is legal
-    pattern_of_head: torch.Tensor  # int32 (1 or B, H)
+    ``out`` is contiguous, of q's shape and dtype. With ``stats``, ``lse`` and ``rowmax`` (the largest score, rounded
+    up to an integer) are float32 ``(B, H, S)`` in log2 units, else None; a query whose list is empty gets output 0,
+    lse -inf and rowmax 0. Strides are free as long as channels are contiguous; only else are inputs copied.
+    """
+    if spec.format == "none":
+        return forward_codes(q, k, v, None, spec, stats=stats, config=config)
+    v = v if v.stride(-1) == 1 else v.contiguous()
+    return forward_codes(q, k, v, quantize(q, k, v, spec), spec, stats=stats, config=config)
 
 
-def forward_bf16(
+def forward_codes(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    lay: Layout,
-    lists: Lists,
+    codes: Quantized | None,
+    spec: Spec,
     *,
-    scale: float,
-    return_lse: bool = False,
+    stats: bool = True,
+    config: Config | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Return ``(out, lse, rowmax)`` of sparse attention on bf16 or fp16 tensors in token order.
-
-    q, k, v: ``(B, S, H, D)``, any strides. ``out`` is contiguous, of q's shape and dtype. With ``return_lse``, ``lse``
-    and ``rowmax`` (the largest score, rounded up to an integer) are float32 ``(B, H, S)`` in log2 units, else None.
-    A query whose list is empty gets output 0, lse -inf and rowmax 0. Tiles are computed on as many rows as the next
-    power of two of the index' width. Raises ValueError for a dtype or a head dimension that the kernel does not take.
-    """
-    if q.dtype not in BF16_DTYPES or not q.dtype == k.dtype == v.dtype:
-        raise ValueError(
-            f"the bf16 kernel takes bfloat16 or float16 tensors of one dtype, got {q.dtype}, {k.dtype} and {v.dtype}."
-        )
-    batch, tokens, heads, dim = q.shape
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    slots = max(MIN_SLOTS["bf16"], 1 << (lay.index.shape[1] - 1).bit_length())
-    strides = [x.stride(axis) for x in (q, k, v) for axis in (0, 2, 1)]
-    return _launch(
-        (q, k, v),
-        (None, None, None),
-        [*strides, 1],
-        lay,
-        lists,
-        shape=(batch, tokens, heads, dim),
-        slots=slots,
-        scale=scale,
-        out_dtype=q.dtype,
-        return_lse=return_lse,
-    )
-
-
-def forward_fp8(
-    qq: torch.Tensor,
-    kq: torch.Tensor,
-    vq: torch.Tensor,
-    q_scale: torch.Tensor,
-    k_scale: torch.Tensor,
-    v_scale: torch.Tensor,
-    lay: Layout,
-    lists: Lists,
-    *,
-    tokens: int,
-    scale: float,
-    out_dtype: torch.dtype,
-    return_lse: bool = True,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Return ``(out, lse, rowmax)`` of sparse attention on e4m3 tensors in tile order.
-
-    qq, kq: ``(B, H, tiles*slots, D)``, tile ``i`` in rows ``i*slots ..``, dead rows zero. vq: ``(B, H, D,
-    tiles*slots)``, dead columns zero. q_scale, k_scale: float32 ``(B, H, tiles*slots)``, one per token, or
-    ``(B, H, tiles)``, one per tile; v_scale: float32 ``(B, H, D)``. ``tokens`` is S: outputs are in token order, as in
-    :func:`forward_bf16`. Raises ValueError for other dtypes, layouts or slot counts.
-    """
-    for name, x in (("q", qq), ("k", kq), ("v", vq)):
-        if x.dtype != torch.float8_e4m3fn:
-            raise ValueError(f"the fp8 kernel takes float8_e4m3fn tensors, got {x.dtype} for {name}.")
-    batch, heads, rows, dim = qq.shape
-    tiles = lay.index.shape[0]
-    slots = rows // tiles
-    if kq.shape != qq.shape or vq.shape != (batch, heads, dim, rows) or slots * tiles != rows:
-        raise ValueError(
-            f"the fp8 kernel takes q and k (B, H, tiles*slots, D) and v (B, H, D, tiles*slots) for {tiles} tiles, "
-            f"got {tuple(qq.shape)}, {tuple(kq.shape)} and {tuple(vq.shape)}."
-        )
-    allowed = {(batch, heads, rows): True, (batch, heads, tiles): False}
-    if q_scale.shape != k_scale.shape or tuple(q_scale.shape) not in allowed:
-        raise ValueError(
-            f"the fp8 kernel takes q and k scales of one shape, one of {list(allowed)}, "
-            f"got {tuple(q_scale.shape)} and {tuple(k_scale.shape)}."
-        )
-    qq, kq, vq = (x.contiguous() for x in (qq, kq, vq))
-    rows_strides = [heads * rows * dim, rows * dim, dim]
-    return _launch(
-        (qq, kq, vq),
-        tuple(x.float().contiguous() for x in (q_scale, k_scale, v_scale)),
-        [*rows_strides, *rows_strides, heads * rows * dim, rows * dim, 1, rows],
-        lay,
-        lists,
-        shape=(batch, tokens, heads, dim),
-        slots=slots,
-        scale=scale,
-        out_dtype=out_dtype,
-        return_lse=return_lse,
-        scale_per_token=allowed[tuple(q_scale.shape)],
-    )
-
-
-def launch_options(slots: int) -> dict[str, int]:
-    """Return the block sizes, warps and stages for tiles of ``slots`` rows: small enough for every supported GPU."""
-    block_m = min(slots, 128)
-    return {
-        "BLOCK_M": block_m,
-        "BLOCK_N": min(slots, 64),
-        "num_warps": 8 if block_m == 128 else 4,
-        "num_stages": 2,
-    }
-
-
-def _launch(
-    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    scales: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None],
-    strides: list[int],
-    lay: Layout,
-    lists: Lists,
-    *,
-    shape: tuple[int, int, int, int],
-    slots: int,
-    scale: float,
-    out_dtype: torch.dtype,
-    return_lse: bool,
-    scale_per_token: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Check what both variants share, allocate the outputs and launch on the tensors' device."""
+    """Return :func:`forward`'s result from the ``codes`` of q, k, v (None: the format 'none')."""
     from .triton_kernels import sparse_attention_forward
 
-    batch, tokens, heads, dim = shape
-    fp8 = scales[0] is not None
-    kind = "fp8" if fp8 else "bf16"
-    if dim not in HEAD_DIMS:
-        raise ValueError(f"the Triton kernels take head dimension 64 or 128, got {dim}.")
-    if slots & (slots - 1) or slots < MIN_SLOTS[kind]:
-        raise ValueError(f"the {kind} kernel takes a power of two of at least {MIN_SLOTS[kind]} slots, got {slots}.")
-    tiles, width = lay.index.shape
-    ids, count = lists.ids.contiguous(), lists.count.contiguous()
-    pattern = lists.pattern_of_head.contiguous()
-    device = tensors[0].device
-    out = torch.empty(batch, tokens, heads, dim, dtype=out_dtype, device=device)
+    kind = KIND[spec.format]
+    batch, tokens, heads, dim = q.shape
+    slots = slots_of(spec)
+    tiles, width = spec.index.shape
+    mask, live = mask_of(spec, slots)
+    per_token = spec.granularity == "token"
+    if config is None:
+        config = default(kind, triton_runtime.capability(q.device), slots, dim, per_token=per_token, mask=mask)
+    out = torch.empty((batch, tokens, heads, dim), dtype=q.dtype, device=q.device)
     lse = rowmax = None
-    if return_lse:
-        lse, rowmax = (torch.empty(batch, heads, tokens, dtype=torch.float32, device=device) for _ in range(2))
-    options = launch_options(slots)
-    grid = (tiles * (slots // options["BLOCK_M"]), batch * heads)
-    launch(
+    if stats:
+        lse, rowmax = (torch.empty((batch, heads, tokens), dtype=torch.float32, device=q.device) for _ in range(2))
+    scales = (None, None, None)
+    if codes is not None:
+        q, k, v = codes.q, codes.k, v if codes.v is None else codes.v
+        scales = (codes.q_scale, codes.k_scale, codes.v_scale)
+    if codes is None:
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    elif config.descriptors:
+        k = _descriptor(k.view(-1, dim), (config.block_n, dim))
+        v = _descriptor(v.view(-1, tiles * slots), (dim, config.block_n))
+    # Codes are dense and in tile order: the kernel knows where they are.
+    gathered = {"16": (q, k, v), "int8": (None, None, v), "fp8": (None, None, None)}[kind]
+    strides = [0 if x is None else x.stride(axis) for x in gathered for axis in (0, 2, 1)]
+    triton_runtime.launch(
         sparse_attention_forward,
-        grid,
-        tensors[0],
-        *tensors,
+        (tiles * (slots // config.block_m), batch * heads),
+        out,
+        q,
+        k,
+        v,
         *scales,
         out,
         lse,
         rowmax,
-        lay.index.contiguous(),
-        lay.live,
-        ids,
-        count,
-        pattern,
-        scale * math.log2(math.e),
+        spec.index,
+        spec.live,
+        spec.ids,
+        spec.count,
+        spec.pattern_of_head,
+        math.log2(math.e) / math.sqrt(dim),
         *strides,
         heads,
         tokens,
         tiles,
         width,
-        ids.shape[-1],
-        heads if pattern.shape[0] > 1 else 0,
-        FP8=fp8,
-        SCALE_PER_TOKEN=scale_per_token,
-        STATS=return_lse,
+        spec.ids.shape[-1],
+        spec.ids.shape[0],
+        heads if spec.pattern_of_head.shape[0] > 1 else 0,
+        KIND=kind,
+        SCALE_PER_TOKEN=per_token,
+        MASK=mask,
+        LIVE=live,
+        STATS=stats,
         SLOTS=slots,
         D=dim,
-        **options,
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        PAIRS=config.pairs,
+        DESCRIPTORS=config.descriptors,
+        SUM_BY_MMA=config.sum_by_mma,
+        STAGES=config.stages,
+        num_warps=config.warps,
+        maxnreg=config.registers,
     )
     return out, lse, rowmax
+
+
+def mask_of(spec: Spec, slots: int) -> tuple[str, int]:
+    """Return how dead rows are told, and the live rows that are known when compiling (see the kernel's MASK, LIVE)."""
+    if spec.uniform and spec.uniform == spec.last:
+        return "constant", spec.uniform
+    return ("last" if spec.uniform == slots else "count"), slots
+
+
+def _descriptor(x: torch.Tensor, block: tuple[int, int]) -> object:
+    """Return a host descriptor of the dense 2D ``x`` for loads of ``block``."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), list(block))

@@ -223,7 +223,7 @@ def test_sparsity_only_backends_have_no_fp8_in_the_backward(monkeypatch):
     monkeypatch.setattr(op, "run_forward", lambda backend, q, k, v, spec: seen.append(spec) or _empty(q))
     monkeypatch.setattr("fpsattention.kernels.attention.resolve_backend", lambda *args: ("triton-bf16", None))
     fps_attention(*inputs, plan)
-    assert seen[0].granularity is None and not seen[0].fp8
+    assert seen[0].granularity is None and seen[0].format == "none"
 
 
 def _empty(q):

@@ -1,7 +1,8 @@
 """Corrections to Triton's interpreter (3.6 and 3.7), without which its arithmetic is not the hardware's.
 
-Three faults: a cast to FP8 loses carries, does not saturate and rounds ties and subnormals wrongly; a cast from float32
-to bfloat16 truncates; a dot of bfloat16 tensors multiplies their bit patterns as integers.
+Four faults: a cast to FP8 loses carries, does not saturate and rounds ties and subnormals wrongly; an FP8 constant is
+made of the number's integer part as bits; a cast from float32 to bfloat16 truncates; a dot of bfloat16 tensors
+multiplies their bit patterns as integers.
 """
 
 from __future__ import annotations
@@ -61,3 +62,15 @@ def correct() -> None:
         return original_dot(self, a, b, d, input_precision, max_num_imprecise_acc)
 
     interpreter.InterpreterBuilder.create_dot = create_dot
+
+    original_trunc = interpreter.InterpreterBuilder.create_fp_trunc
+
+    def create_fp_trunc(self, x, target):
+        # A constant of an 8-bit type: the original keeps the number as the bits.
+        if TORCH_TYPES.get(target.scalar) in FP8_TYPES and TORCH_TYPES.get(x.dtype.scalar) not in FP8_TYPES:
+            return interpreter.TensorHandle(
+                convert(x.data, TORCH_TYPES[x.dtype.scalar], TORCH_TYPES[target.scalar]), target.scalar
+            )
+        return original_trunc(self, x, target)
+
+    interpreter.InterpreterBuilder.create_fp_trunc = create_fp_trunc

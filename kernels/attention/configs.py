@@ -1,0 +1,70 @@
+"""Block sizes of the forward: one shipped default per card, kind and tile size, and the alternatives to measure.
+
+Nothing is tuned while a user waits: a first run compiles one variant per phase, and later ones find it in Triton's
+cache. ``python -m kernels.benchmark --tune`` times the candidates on a card.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+# Bytes of shared memory that one program may take, by compute capability.
+SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a forward is launched: rows and keys per step, two key blocks per softmax step or one, warps, stages of the
+    pipelined loop, tensor descriptors or pointers, row sums by the tensor core or by additions, and the most registers
+    that a thread may take (None: the compiler decides)."""
+
+    block_m: int
+    block_n: int
+    pairs: bool
+    warps: int
+    stages: int
+    descriptors: bool
+    sum_by_mma: bool
+    registers: int | None = None
+
+
+# With more registers than this, only two programs of four warps fit on a Hopper multiprocessor.
+THREE_PROGRAMS = 168
+
+
+def default(
+    kind: str, capability: int, slots: int, dim: int, *, per_token: bool = False, mask: str = "constant"
+) -> Config:
+    """Return the shipped configuration of ``kind`` ('fp8', 'int8', '16') for tiles of ``slots`` rows.
+
+    ``per_token`` and ``mask`` (the kernel's MASK) decide only whether a limit on registers is met without spills.
+    """
+    return candidates(kind, capability, slots, dim, per_token=per_token, mask=mask)[0]
+
+
+def candidates(
+    kind: str, capability: int, slots: int, dim: int, *, per_token: bool = False, mask: str = "constant"
+) -> list[Config]:
+    """Return the configurations worth timing, the shipped one first; at most six, none of them spills."""
+    if kind == "fp8" and capability // 10 == 9:
+        # Programs of 64 rows leave room for three on a multiprocessor, and one's exponentials then run while another's
+        # products do. 128 rows halve the traffic from L2.
+        limit = None
+        if (mask == "constant" and not (per_token and slots < 128)) or (mask == "last" and per_token):
+            limit = THREE_PROGRAMS
+        small = Config(min(slots, 64), min(slots, 128), slots < 128, 4, 2, True, True, limit)
+        if slots < 128:
+            single = replace(small, pairs=False, stages=3, registers=None)
+            return [small, replace(small, stages=3, registers=None), single]
+        large = replace(small, block_m=128, warps=8, registers=None)
+        return [small, large, replace(small, stages=3, registers=None), replace(large, stages=3)]
+    warps = 8 if slots >= 128 else 4
+    base = Config(min(slots, 128), min(slots, 64), False, warps, 2, False, False)
+    if kind == "fp8" and capability // 10 == 10:
+        base = replace(base, block_n=min(slots, 128), descriptors=True, sum_by_mma=True)
+        return [base, replace(base, stages=3)]
+    if kind == "fp8" and capability // 10 == 12:
+        return [replace(base, descriptors=True), base]
+    if kind == "16" and capability // 10 in (9, 10) and slots >= 128:
+        return [base, replace(base, block_n=128)]
+    return [base]
