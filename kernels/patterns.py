@@ -63,7 +63,7 @@ class Window:
 
     def mask(self, tiling: Tiling) -> np.ndarray:
         """See ``Pattern.mask``."""
-        axes = [_band(n, k) for n, k in zip(tiling.pieces, self.tiles(tiling))]
+        axes = [band(n, k) for n, k in zip(tiling.pieces, self.tiles(tiling))]
         t, h, w = axes
         n = tiling.video_tiles
         video = t[:, None, None, :, None, None] & h[None, :, None, None, :, None] & w[None, None, :, None, None, :]
@@ -82,7 +82,7 @@ def _tiles_along(extent: int | str | None, pieces: int, largest: int) -> int:
     return min(pieces, -(-extent // largest))
 
 
-def _band(n: int, k: int) -> np.ndarray:
+def band(n: int, k: int) -> np.ndarray:
     """Return bool ``(n, n)``: piece i sees the k pieces from ``clamp(i - k//2, 0, n - k)`` on."""
     start = np.clip(np.arange(n) - k // 2, 0, n - k)[:, None]
     piece = np.arange(n)[None, :]
