@@ -20,13 +20,21 @@ from .fp8 import E4M3_MAX, LARGEST, SMALLEST_SCALE, V_ORDER
 
 __all__ = ["V_ORDER", "Quantized", "quantize", "tiles_for_backward"]
 
-# Numbers per thread. 32 of every tensor are four 16-byte loads in flight and, all three held, about 100 registers.
+# Numbers of a tensor per thread: four 16-byte loads on the way, and 64 registers suffice for a pass over a tile. Where
+# a tile is reduced over its rows, twice as many per thread halve what crosses warps.
 _PER_THREAD = 32
-# Rows that a program of the statistics takes at once where they need not be tiles, and how many programs share the
-# sequence: several waves on any card, and the same number on every card, so that sums do not depend on it.
+_PER_THREAD_EXTREMES = 64
+# Tokens that a program of the channel statistics takes at once, and how many programs share the sequence: some four
+# waves on an H200, and the same number on every card, so that no sum depends on the card.
 _STATISTICS_ROWS = 32
-_STATISTICS_PROGRAMS = 4096
-_FINISH_ROWS = 32
+_STATISTICS_PROGRAMS = 2048
+# Loops over blocks copy them to shared memory this many steps ahead, as far as they take at most so many bytes: four
+# programs then share a multiprocessor of an H200, and one still fits those with 99 KB.
+_STAGES = 4
+_STAGES_BYTES = 48 * 1024
+# What one step of the reduction takes: parts of the sequence, and tiles.
+_FINISH_PARTS = 128
+_FINISH_TILES = 32
 
 
 @dataclass(frozen=True)
@@ -105,64 +113,132 @@ def _strides(*tensors: torch.Tensor) -> list[int]:
     return [x.stride(axis) for x in tensors for axis in (0, 1, 2)]
 
 
-def _warps(numbers: int) -> int:
-    return max(1, min(32, numbers // (32 * _PER_THREAD)))
+def _warps(numbers: int, per_thread: int = _PER_THREAD) -> int:
+    return max(1, min(32, numbers // (32 * per_thread)))
 
 
-def _shared(spec: Spec) -> bool:
-    """Whether several tiles share a scale."""
-    return spec.granularity not in ("token", "x1")
+def _stages(*blocks: int) -> int:
+    """Return how many steps ahead a loop over ``blocks`` bytes a step loads, plus one."""
+    return max(1, min(_STAGES, 1 + _STAGES_BYTES // sum(blocks)))
+
+
+def _parts(blocks: int, rows: int) -> tuple[int, int]:
+    """Return the blocks of a part and the parts, for programs that share ``blocks`` blocks of each of ``rows``."""
+    steps = -(-blocks // -(-_STATISTICS_PROGRAMS // rows))
+    return steps, -(-blocks // steps)
+
+
+def _table(x: torch.Tensor, lines: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    batch, _, heads, dim = x.shape
+    return torch.empty(batch * heads, lines, dim, dtype=dtype, device=x.device)
 
 
 def _statistics(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: Spec) -> _Statistics:
     """Return what the codes of ``spec`` depend on beside their own tiles."""
-    channels, shared = spec.format == "e4m3", _shared(spec)
-    if not (channels or shared or spec.smooth_k):
+    e4m3, shared = spec.format == "e4m3", spec.granularity not in ("token", "x1")
+    if not (e4m3 or shared or spec.smooth_k):
         return _Statistics()
-    from .triton_quantize_kernels import finish_statistics, statistics
+    from .triton_quantize_kernels import finish_statistics
 
-    batch, tokens, heads, dim = q.shape
-    rows, (tiles, width), device = batch * heads, spec.index.shape, q.device
-    block = slots_of(width, spec.format) if shared else _STATISTICS_ROWS
-    blocks = tiles if shared else -(-tokens // block)
-    steps = -(-blocks // -(-_STATISTICS_PROGRAMS // rows))
-    parts = -(-blocks // steps)
-
-    def table(count: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.empty(rows, count, dim, dtype=dtype, device=device)
-
-    k_sum = table(parts) if spec.smooth_k else None
-    v_amax = table(parts) if channels else None
-    low = high = q_amax = k_amax = None
+    tokens, tiles = k.shape[1], spec.index.shape[0]
+    cube = spec.cube.contiguous()
+    k_sum = v_amax = low = high = q_amax = k_amax = None
     if shared:
-        low, high = table(tiles, k.dtype), table(tiles, k.dtype)
-        q_amax, k_amax = torch.zeros(2, rows, spec.cubes, dtype=torch.int32, device=device)
-    index, cube = spec.index.contiguous(), spec.cube.contiguous()
-    triton_runtime.launch(
-        statistics,
-        (parts * rows,),
-        q,
-        *(q, k, v, index, cube, q_amax, low, high, k_sum, v_amax, *_strides(q, k, v)),
-        *(heads, rows, tokens, tiles, width, spec.cubes, parts, steps),
-        BLOCK=block,
-        D=dim,
-        num_warps=_warps(block * dim),
-    )
-    mean = table(1) if spec.smooth_k else None
-    v_scale, v_inverse = (table(1), table(1)) if channels else (None, None)
-    finish_blocks = -(-tiles // _FINISH_ROWS) if shared else 1
+        q_amax, k_amax = torch.zeros(2, q.shape[0] * q.shape[2], spec.cubes, dtype=torch.int32, device=q.device)
+        _query_maxima(q, spec, cube, q_amax)
+        k_sum, low, high = _key_extremes(k, spec)
+    if e4m3 or not shared:
+        summed, v_amax = _channel_statistics(k, v, spec.smooth_k and not shared, e4m3)
+        k_sum = k_sum if shared else summed
+    if not spec.smooth_k:
+        k_sum = None
+    mean = None if k_sum is None else _table(k, 1)
+    v_scale, v_inverse = (_table(v, 1), _table(v, 1)) if e4m3 else (None, None)
+    blocks = int(e4m3) + (-(-tiles // _FINISH_TILES) if shared else int(spec.smooth_k))
     triton_runtime.launch(
         finish_statistics,
-        (finish_blocks * rows,),
+        (blocks * q.shape[0] * q.shape[2],),
         q,
         *(k_sum, v_amax, low, high, cube, mean, v_scale, v_inverse, k_amax),
-        *(rows, tokens, tiles, spec.cubes, parts),
+        *(
+            q.shape[0] * q.shape[2],
+            tokens,
+            tiles,
+            spec.cubes,
+            *(0 if x is None else x.shape[1] for x in (k_sum, v_amax)),
+        ),
         LARGEST_V=E4M3_MAX,
-        BLOCK=_FINISH_ROWS,
-        D=dim,
-        num_warps=4,
+        PARTS=_FINISH_PARTS,
+        BLOCK=_FINISH_TILES,
+        D=q.shape[-1],
+        num_warps=8,
     )
     return _Statistics(mean, v_scale, v_inverse, q_amax, k_amax)
+
+
+def _channel_statistics(
+    k: torch.Tensor, v: torch.Tensor, sums: bool, maxima: bool
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return the sums of K and the maxima of V over parts of the sequence, ``(B*H, parts, D)``."""
+    from .triton_quantize_kernels import channel_statistics
+
+    batch, tokens, heads, dim = k.shape
+    steps, parts = _parts(-(-tokens // _STATISTICS_ROWS), batch * heads)
+    k_sum = _table(k, parts) if sums else None
+    v_amax = _table(v, parts) if maxima else None
+    block = _STATISTICS_ROWS * dim
+    triton_runtime.launch(
+        channel_statistics,
+        (parts * batch * heads,),
+        k,
+        *(k, v, k_sum, v_amax, *_strides(k, v), heads, batch * heads, tokens, parts, steps),
+        BLOCK=_STATISTICS_ROWS,
+        STAGES=_stages(sums * block * k.itemsize, maxima * block * v.itemsize),
+        D=dim,
+        num_warps=_warps(block),
+    )
+    return k_sum, v_amax
+
+
+def _query_maxima(q: torch.Tensor, spec: Spec, cube: torch.Tensor, amax: torch.Tensor) -> None:
+    """Raise ``amax (B*H, cubes)`` to the bits of the largest of Q."""
+    from .triton_quantize_kernels import query_maxima
+
+    batch, _, heads, dim = q.shape
+    tiles, width = spec.index.shape
+    slots = slots_of(width, spec.format)
+    triton_runtime.launch(
+        query_maxima,
+        (tiles * batch * heads,),
+        q,
+        *(q, spec.index.contiguous(), cube, amax, *_strides(q), heads, batch * heads, width, spec.cubes),
+        SLOTS=slots,
+        D=dim,
+        num_warps=_warps(slots * dim),
+    )
+
+
+def _key_extremes(k: torch.Tensor, spec: Spec) -> tuple[torch.Tensor, ...]:
+    """Return K's sums over parts of the tiles, and its smallest and largest numbers by tile and channel."""
+    from .triton_quantize_kernels import key_extremes
+
+    batch, _, heads, dim = k.shape
+    tiles, width = spec.index.shape
+    slots = slots_of(width, spec.format)
+    steps, parts = _parts(tiles, batch * heads)
+    k_sum, low, high = _table(k, parts), _table(k, tiles, k.dtype), _table(k, tiles, k.dtype)
+    triton_runtime.launch(
+        key_extremes,
+        (parts * batch * heads,),
+        k,
+        *(k, spec.index.contiguous(), low, high, k_sum, *_strides(k)),
+        *(heads, batch * heads, tiles, width, parts, steps),
+        STAGES=_stages(slots * dim * k.itemsize),
+        SLOTS=slots,
+        D=dim,
+        num_warps=_warps(slots * dim, _PER_THREAD_EXTREMES),
+    )
+    return k_sum, low, high
 
 
 def _write(
@@ -201,7 +277,7 @@ def _write(
         FORM=spec.format,
         LARGEST=LARGEST.get(spec.format, 1.0),
         SMALLEST=SMALLEST_SCALE,
-        TRANSPOSED=transposed,
+        TRANSPOSED=transposed and out[2] is not None,
         SLOTS=slots,
         D=dim,
         num_warps=_warps(slots * dim),

@@ -18,7 +18,7 @@ _NAN = tl.PropagateNan.ALL
 ALL_NAN = tl.constexpr(_NAN)
 
 # Plain counts: compiling again whenever one of them becomes a multiple of 16 would gain nothing.
-_COUNTS = ["heads", "rows", "tokens", "tiles", "index_width", "cubes", "parts", "steps"]
+_COUNTS = ["heads", "rows", "tokens", "tiles", "index_width", "cubes", "key_parts", "parts", "steps"]
 
 
 @triton.jit
@@ -27,9 +27,8 @@ def _larger(a, b):
 
 
 @triton.jit
-def _combine(sum_a, low_a, high_a, amax_a, sum_b, low_b, high_b, amax_b):
-    low = tl.minimum(low_a, low_b, propagate_nan=ALL_NAN)
-    return sum_a + sum_b, low, _larger(high_a, high_b), _larger(amax_a, amax_b)
+def _combine(sum_a, low_a, high_a, sum_b, low_b, high_b):
+    return sum_a + sum_b, tl.minimum(low_a, low_b, propagate_nan=ALL_NAN), _larger(high_a, high_b)
 
 
 @triton.jit
@@ -39,21 +38,24 @@ def _scale_of(amax, LARGEST: tl.constexpr, SMALLEST: tl.constexpr):
     return tl.where((scale > SMALLEST) & (scale < float("inf")), scale, 1.0)
 
 
+@triton.jit
+def _tokens(index_ptr, tile, slots, index_width):
+    """Return the tokens of a tile's ``slots``, negative where dead, to address rows with."""
+    return tl.load(index_ptr + tile * index_width + slots, mask=slots < index_width, other=-1).to(tl.int64)[:, None]
+
+
+@triton.jit
+def _rows(base, token, stride, D: tl.constexpr):
+    """Return the rows of ``token (n, 1)``, zero where that is negative."""
+    return tl.load(base + token * stride + tl.arange(0, D)[None, :], mask=token >= 0, other=0.0)
+
+
 @triton.jit(do_not_specialize=_COUNTS)
-def statistics(
-    q_ptr,
+def channel_statistics(
     k_ptr,
     v_ptr,
-    index_ptr,
-    cube_ptr,
-    q_amax_ptr,
-    k_low_ptr,
-    k_high_ptr,
     k_sum_ptr,
     v_amax_ptr,
-    q_batch,
-    q_row,
-    q_head,
     k_batch,
     k_row,
     k_head,
@@ -63,80 +65,109 @@ def statistics(
     heads,
     rows,
     tokens,
-    tiles,
-    index_width,
-    cubes,
     parts,
     steps,
     BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
     D: tl.constexpr,
 ):
-    """Write what every part of the sequence adds to the statistics; a part is ``steps`` blocks of ``BLOCK`` rows.
-
-    ``k_sum, v_amax (B*H, parts, D)`` float32 (either may be None). Without ``q_amax`` blocks are runs of tokens. With
-    it blocks are tiles, ``k_low, k_high (B*H, tiles, D)`` in K's type get the extremes of every tile, and the bits of
-    ``q_amax (B*H, cubes)``, which are ordered like the numbers and a NaN above all, the maximum over a cube.
-    ``rows`` is B*H.
-    """
-    row = (tl.program_id(0) % rows).to(tl.int64)
+    """Write what a part of the sequence, ``steps`` blocks of ``BLOCK`` tokens, adds to ``k_sum`` and ``v_amax``, float32
+    ``(B*H, parts, D)``; either may be None. ``rows`` is B*H."""
+    row = tl.program_id(0) % rows
     part = tl.program_id(0) // rows
-    batch, head = row // heads, row % heads
+    batch, head = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
     channels = tl.arange(0, D)
-    slots = tl.arange(0, BLOCK)
-    q_base = q_ptr + batch * q_batch + head * q_head
+    lines = tl.arange(0, BLOCK)
     k_base = k_ptr + batch * k_batch + head * k_head
     v_base = v_ptr + batch * v_batch + head * v_head
-    target = (row * parts + part) * D + channels
+    k_sum = tl.zeros([BLOCK, D], tl.float32)
+    v_amax = tl.zeros([BLOCK, D], tl.float32)
+    for step in tl.range(part * steps, (part + 1) * steps, num_stages=STAGES):
+        token = step * BLOCK + lines
+        live = (token < tokens)[:, None]
+        token = token.to(tl.int64)[:, None]
+        if k_sum_ptr is not None:
+            k = tl.load(k_base + token * k_row + channels[None, :], mask=live, other=0.0)
+            k_sum += k.to(tl.float32)
+        if v_amax_ptr is not None:
+            v = tl.load(v_base + token * v_row + channels[None, :], mask=live, other=0.0)
+            v_amax = _larger(v_amax, tl.abs(v.to(tl.float32)))
+    target = (row.to(tl.int64) * parts + part) * D + channels
+    if k_sum_ptr is not None:
+        tl.store(k_sum_ptr + target, tl.sum(k_sum, 0))
+    if v_amax_ptr is not None:
+        tl.store(v_amax_ptr + target, tl.reduce(v_amax, 0, _larger))
 
-    if q_amax_ptr is None:
-        k_sum = tl.zeros([BLOCK, D], tl.float32)
-        v_amax = tl.zeros([BLOCK, D], tl.float32)
-        for step in range(part * steps, (part + 1) * steps):
-            token = (step * BLOCK + slots).to(tl.int64)
-            live = (token < tokens)[:, None]
-            if k_sum_ptr is not None:
-                k = tl.load(k_base + token[:, None] * k_row + channels[None, :], mask=live, other=0.0)
-            if v_amax_ptr is not None:
-                v = tl.load(v_base + token[:, None] * v_row + channels[None, :], mask=live, other=0.0)
-            if k_sum_ptr is not None:
-                k_sum += k.to(tl.float32)
-            if v_amax_ptr is not None:
-                v_amax = _larger(v_amax, tl.abs(v.to(tl.float32)))
-        if k_sum_ptr is not None:
-            tl.store(k_sum_ptr + target, tl.sum(k_sum, 0))
-        if v_amax_ptr is not None:
-            tl.store(v_amax_ptr + target, tl.reduce(v_amax, 0, _larger))
-    else:
-        k_total = tl.zeros([D], tl.float32)
-        v_total = tl.zeros([D], tl.float32)
-        for tile in range(part * steps, tl.minimum((part + 1) * steps, tiles)):
-            first = tl.load(index_ptr + tile * index_width)
-            token = tl.load(index_ptr + tile * index_width + slots, mask=slots < index_width, other=-1).to(tl.int64)
-            live = (token >= 0)[:, None]
-            # A dead row repeats the first one, which changes no extreme.
-            token = tl.where(token >= 0, token, first.to(tl.int64))[:, None]
-            k = tl.load(k_base + token * k_row + channels[None, :])
-            q = tl.load(q_base + token * q_row + channels[None, :])
-            if v_amax_ptr is not None:
-                v = tl.load(v_base + token * v_row + channels[None, :]).to(tl.float32)
-            else:
-                v = tl.zeros([BLOCK, D], tl.float32)
-            k = k.to(tl.float32)
-            k_part, low, high, v_part = tl.reduce((tl.where(live, k, 0.0), k, k, tl.abs(v)), 0, _combine)
-            k_total += k_part
-            v_total = _larger(v_total, v_part)
-            extremes = (row * tiles + tile) * D + channels
-            tl.store(k_low_ptr + extremes, low.to(k_low_ptr.dtype.element_ty))
-            tl.store(k_high_ptr + extremes, high.to(k_high_ptr.dtype.element_ty))
-            q_amax = tl.reduce(tl.reduce(tl.abs(q.to(tl.float32)), 1, _larger), 0, _larger)
-            cube = tl.load(cube_ptr + tile).to(tl.int64)
-            tl.atomic_max(
-                q_amax_ptr + row * cubes + cube, q_amax.to(tl.int32, bitcast=True) & 0x7FFFFFFF, sem="relaxed"
-            )
-        if k_sum_ptr is not None:
-            tl.store(k_sum_ptr + target, k_total)
-        if v_amax_ptr is not None:
-            tl.store(v_amax_ptr + target, v_total)
+
+@triton.jit(do_not_specialize=_COUNTS)
+def key_extremes(
+    k_ptr,
+    index_ptr,
+    k_low_ptr,
+    k_high_ptr,
+    k_sum_ptr,
+    k_batch,
+    k_row,
+    k_head,
+    heads,
+    rows,
+    tiles,
+    index_width,
+    parts,
+    steps,
+    STAGES: tl.constexpr,
+    SLOTS: tl.constexpr,
+    D: tl.constexpr,
+):
+    """Write the smallest and largest of every tile and channel, ``k_low, k_high (B*H, tiles, D)`` in K's type, and what
+    a part of ``steps`` tiles adds to ``k_sum (B*H, parts, D)``."""
+    row = tl.program_id(0) % rows
+    part = tl.program_id(0) // rows
+    batch, head = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
+    row = row.to(tl.int64)
+    channels = tl.arange(0, D)
+    slots = tl.arange(0, SLOTS)
+    base = k_ptr + batch * k_batch + head * k_head
+    total = tl.zeros([D], tl.float32)
+    for tile in tl.range(part * steps, tl.minimum((part + 1) * steps, tiles), num_stages=STAGES):
+        token = _tokens(index_ptr, tile, slots, index_width)
+        first = tl.load(index_ptr + tile * index_width).to(tl.int64)
+        # A dead row repeats the first one, which changes no extreme.
+        k = tl.load(base + tl.where(token >= 0, token, first) * k_row + channels[None, :]).to(tl.float32)
+        added, low, high = tl.reduce((tl.where(token >= 0, k, 0.0), k, k), 0, _combine)
+        total += added
+        extremes = (row * tiles + tile) * D + channels
+        tl.store(k_low_ptr + extremes, low.to(k_low_ptr.dtype.element_ty))
+        tl.store(k_high_ptr + extremes, high.to(k_high_ptr.dtype.element_ty))
+    tl.store(k_sum_ptr + (row * parts + part) * D + channels, total)
+
+
+@triton.jit(do_not_specialize=_COUNTS)
+def query_maxima(
+    q_ptr,
+    index_ptr,
+    cube_ptr,
+    amax_ptr,
+    q_batch,
+    q_row,
+    q_head,
+    heads,
+    rows,
+    index_width,
+    cubes,
+    SLOTS: tl.constexpr,
+    D: tl.constexpr,
+):
+    """Raise ``amax (B*H, cubes)`` of one tile's cube to the bits of its largest ``|q|``: bits of numbers that are not
+    negative are ordered like the numbers, a NaN above all, and a maximum of integers has no order."""
+    row = tl.program_id(0) % rows
+    tile = tl.program_id(0) // rows
+    batch, head = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
+    token = _tokens(index_ptr, tile, tl.arange(0, SLOTS), index_width)
+    q = _rows(q_ptr + batch * q_batch + head * q_head, token, q_row, D)
+    amax = tl.reduce(tl.abs(q.to(tl.float32)), None, _larger).to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    cube = tl.load(cube_ptr + tile).to(tl.int64)
+    tl.atomic_max(amax_ptr + row.to(tl.int64) * cubes + cube, amax, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=_COUNTS)
@@ -154,53 +185,57 @@ def finish_statistics(
     tokens,
     tiles,
     cubes,
+    key_parts,
     parts,
     LARGEST_V: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
     D: tl.constexpr,
 ):
-    """Reduce the parts: ``mean, v_scale, v_inverse (B*H, D)`` and, with ``k_low``, ``k_amax (B*H, cubes)``, the bits of
-    ``max |k - mean|`` over a cube.
+    """Reduce the parts: ``mean``, ``v_scale`` and its reciprocal, float32 ``(B*H, D)``, and with ``k_low`` the bits of
+    the largest ``|k - mean|`` of a cube, ``k_amax (B*H, cubes)``.
 
-    Rounding is monotonic, so the largest difference from the mean is that of an extreme, to the last bit. Programs of
-    other blocks of tiles compute the same mean in the same order.
+    With ``v_amax`` the first program of a row of B*H takes V; every other one takes a block of tiles, and each computes
+    the same mean in the same order. Rounding is monotonic, so the largest difference from the mean is that of an
+    extreme, to the last bit.
     """
     row = (tl.program_id(0) % rows).to(tl.int64)
     block = tl.program_id(0) // rows
     channels = tl.arange(0, D)
-    lines = tl.arange(0, BLOCK)
-    mean = tl.zeros([D], tl.float32)
-    if k_sum_ptr is not None:
-        for start in range(0, parts, BLOCK):
-            part = start + lines[:, None]
-            mean += tl.sum(
-                tl.load(k_sum_ptr + (row * parts + part) * D + channels[None, :], mask=part < parts, other=0.0), 0
-            )
-        mean = tl.div_rn(mean, tokens.to(tl.float32))
-        # Any shift leaves softmax as it is, so one broken token need not spread to all others through the mean.
-        mean = tl.where(tl.abs(mean) < float("inf"), mean, 0.0)
-        if block == 0:
-            tl.store(mean_ptr + row * D + channels, mean)
+    lines = tl.arange(0, PARTS)[:, None]
     if v_amax_ptr is not None:
         if block == 0:
             amax = tl.zeros([D], tl.float32)
-            for start in range(0, parts, BLOCK):
-                part = start + lines[:, None]
+            for start in range(0, parts, PARTS):
+                part = start + lines
                 offsets = (row * parts + part) * D + channels[None, :]
                 amax = _larger(amax, tl.reduce(tl.load(v_amax_ptr + offsets, mask=part < parts, other=0.0), 0, _larger))
             scale = _scale_of(amax, LARGEST_V, 0.0)
             tl.store(v_scale_ptr + row * D + channels, scale)
             tl.store(v_inverse_ptr + row * D + channels, tl.div_rn(1.0, scale))
-    if k_low_ptr is not None:
-        tile = block * BLOCK + lines
-        offsets = (row * tiles + tile[:, None]) * D + channels[None, :]
-        live = (tile < tiles)[:, None]
-        low = tl.load(k_low_ptr + offsets, mask=live, other=0.0).to(tl.float32)
-        high = tl.load(k_high_ptr + offsets, mask=live, other=0.0).to(tl.float32)
-        amax = _larger(tl.abs(low - mean[None, :]), tl.abs(high - mean[None, :]))
-        amax = tl.reduce(amax, 1, _larger).to(tl.int32, bitcast=True) & 0x7FFFFFFF
-        cube = tl.load(cube_ptr + tile, mask=tile < tiles, other=0).to(tl.int64)
-        tl.atomic_max(k_amax_ptr + row * cubes + cube, amax, mask=tile < tiles, sem="relaxed")
+        block -= 1
+    if block >= 0:
+        mean = tl.zeros([D], tl.float32)
+        if k_sum_ptr is not None:
+            for start in range(0, key_parts, PARTS):
+                part = start + lines
+                offsets = (row * key_parts + part) * D + channels[None, :]
+                mean += tl.sum(tl.load(k_sum_ptr + offsets, mask=part < key_parts, other=0.0), 0)
+            mean = tl.div_rn(mean, tokens.to(tl.float32))
+            # Any shift leaves softmax as it is, so one broken token need not spread to all others through the mean.
+            mean = tl.where(tl.abs(mean) < float("inf"), mean, 0.0)
+            if block == 0:
+                tl.store(mean_ptr + row * D + channels, mean)
+        if k_low_ptr is not None:
+            tile = block * BLOCK + tl.arange(0, BLOCK)
+            offsets = (row * tiles + tile[:, None]) * D + channels[None, :]
+            live = (tile < tiles)[:, None]
+            low = tl.load(k_low_ptr + offsets, mask=live, other=0.0).to(tl.float32)
+            high = tl.load(k_high_ptr + offsets, mask=live, other=0.0).to(tl.float32)
+            amax = _larger(tl.abs(low - mean[None, :]), tl.abs(high - mean[None, :]))
+            amax = tl.reduce(amax, 1, _larger).to(tl.int32, bitcast=True) & 0x7FFFFFFF
+            cube = tl.load(cube_ptr + tile, mask=tile < tiles, other=0).to(tl.int64)
+            tl.atomic_max(k_amax_ptr + row * cubes + cube, amax, mask=tile < tiles, sem="relaxed")
 
 
 @triton.jit
@@ -240,7 +275,7 @@ def _write_rows(
         inverse = tl.div_rn(1.0, scale)[:, None]
     elif GRANULARITY != "none":
         if GRANULARITY == "tile":
-            amax = tl.reduce(tl.reduce(tl.abs(x), 1, _larger), 0, _larger)
+            amax = tl.reduce(tl.abs(x), None, _larger)
         else:
             amax = tl.load(amax_ptr + row * cubes + cube).to(tl.float32, bitcast=True)
         scale = _scale_of(amax, LARGEST, SMALLEST)
@@ -248,15 +283,6 @@ def _write_rows(
         inverse = tl.div_rn(1.0, scale)
     codes = _codes(x, inverse, out_ptr, FORM)
     tl.store(out_ptr + line * D + (slots[:, None] * D + channels[None, :]), codes)
-
-
-@triton.jit
-def _gathered(base, index_ptr, tile, slots, index_width, stride, D: tl.constexpr):
-    """Return the rows of a tile's ``slots``, zero where dead, and which are live."""
-    token = tl.load(index_ptr + tile * index_width + slots, mask=slots < index_width, other=-1).to(tl.int64)
-    live = (token >= 0)[:, None]
-    pointers = base + token[:, None] * stride + tl.arange(0, D)[None, :]
-    return tl.load(pointers, mask=live, other=0.0), live
 
 
 @triton.jit(do_not_specialize=_COUNTS)
@@ -305,59 +331,58 @@ def write_tiles(
     rounded values (V itself without ``v_scale``). Dead rows are zero everywhere. GRANULARITY: 'token', 'tile', 'cube'
     or 'none'. ``rows`` is B*H.
     """
-    row = (tl.program_id(0) % rows).to(tl.int64)
+    row = tl.program_id(0) % rows
     tile = tl.program_id(0) // rows
-    batch, head = row // heads, row % heads
+    batch, head = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
+    row = row.to(tl.int64)
     channels = tl.arange(0, D)
     slots = tl.arange(0, SLOTS)
     cube = 0
     if GRANULARITY == "cube":
         cube = tl.load(cube_ptr + tile).to(tl.int64)
-
-    q, _ = _gathered(q_ptr + batch * q_batch + head * q_head, index_ptr, tile, slots, index_width, q_row, D)
-    k, live = _gathered(k_ptr + batch * k_batch + head * k_head, index_ptr, tile, slots, index_width, k_row, D)
+    q_base = q_ptr + batch * q_batch + head * q_head
+    k_base = k_ptr + batch * k_batch + head * k_head
     v_base = v_ptr + batch * v_batch + head * v_head
-    if v_out_ptr is not None:
-        if TRANSPOSED:
-            # Four neighbors of a transposed row are the slots 2c, 2c+1, 2c+8, 2c+9 of a group of 16. Loaded as four
-            # tensors they meet in one thread, are converted in pairs and move between threads as one 32-bit word.
-            fours = tl.arange(0, SLOTS // 4)
-            first = fours // 4 * 16 + fours % 4 * 2
-            v0, _ = _gathered(v_base, index_ptr, tile, first, index_width, v_row, D)
-            v1, _ = _gathered(v_base, index_ptr, tile, first + 1, index_width, v_row, D)
-            v2, _ = _gathered(v_base, index_ptr, tile, first + 8, index_width, v_row, D)
-            v3, _ = _gathered(v_base, index_ptr, tile, first + 9, index_width, v_row, D)
-        else:
-            v, _ = _gathered(v_base, index_ptr, tile, slots, index_width, v_row, D)
 
+    # One tensor after the other: 64 registers then suffice, and four programs of 64 slots share a multiprocessor, each
+    # with 16 KB on the way. Holding all three takes 112 registers for two programs with three times as much, whose
+    # loads and computations overlap less.
+    token = _tokens(index_ptr, tile, slots, index_width)
     _write_rows(
-        q.to(tl.float32), q_out_ptr, q_scale_ptr, q_amax_ptr, row, tile, tiles, cube, cubes,
+        _rows(q_base, token, q_row, D).to(tl.float32), q_out_ptr, q_scale_ptr, q_amax_ptr, row, tile, tiles, cube, cubes,
         GRANULARITY, FORM, LARGEST, SMALLEST, SLOTS, D,
     )  # fmt: skip
-    k = k.to(tl.float32)
+    k = _rows(k_base, token, k_row, D).to(tl.float32)
     if mean_ptr is not None:
-        k = tl.where(live, k - tl.load(mean_ptr + row * D + channels)[None, :], 0.0)
+        k = tl.where(token >= 0, k - tl.load(mean_ptr + row * D + channels)[None, :], 0.0)
     _write_rows(
         k, k_out_ptr, k_scale_ptr, k_amax_ptr, row, tile, tiles, cube, cubes,
         GRANULARITY, FORM, LARGEST, SMALLEST, SLOTS, D,
     )  # fmt: skip
 
-    if v_out_ptr is not None:
-        if TRANSPOSED:
+    if TRANSPOSED:
+        # Four neighbors of a transposed row are the slots 2c, 2c+1, 2c+8, 2c+9 of a group of 16. Loaded as four tensors
+        # they meet in one thread, are converted in pairs and move between threads as one 32-bit word.
+        fours = tl.arange(0, SLOTS // 4)
+        first = fours // 4 * 16 + fours % 4 * 2
+        v0 = _rows(v_base, _tokens(index_ptr, tile, first, index_width), v_row, D)
+        v1 = _rows(v_base, _tokens(index_ptr, tile, first + 1, index_width), v_row, D)
+        v2 = _rows(v_base, _tokens(index_ptr, tile, first + 8, index_width), v_row, D)
+        v3 = _rows(v_base, _tokens(index_ptr, tile, first + 9, index_width), v_row, D)
+        inverse = tl.load(v_inverse_ptr + row * D + channels)[None, :]
+        even = tl.join(v0.to(tl.float32) * inverse, v2.to(tl.float32) * inverse)
+        odd = tl.join(v1.to(tl.float32) * inverse, v3.to(tl.float32) * inverse)
+        codes = tl.reshape(tl.join(even, odd), [SLOTS // 4, D, 4]).to(tl.float8e4nv)
+        codes = tl.reshape(tl.permute(codes, (1, 0, 2)), [D, SLOTS])
+        columns = tiles.to(tl.int64) * SLOTS
+        lines = v_out_ptr + (row * D + channels) * columns + tile.to(tl.int64) * SLOTS
+        tl.store(lines[:, None] + slots[None, :], codes)
+    elif v_out_ptr is not None:
+        v = _rows(v_base, token, v_row, D).to(tl.float32)
+        if v_scale_ptr is not None:
+            scale = tl.load(v_scale_ptr + row * D + channels)[None, :]
             inverse = tl.load(v_inverse_ptr + row * D + channels)[None, :]
-            even = tl.join(v0.to(tl.float32) * inverse, v2.to(tl.float32) * inverse)
-            odd = tl.join(v1.to(tl.float32) * inverse, v3.to(tl.float32) * inverse)
-            codes = tl.reshape(tl.join(even, odd), [SLOTS // 4, D, 4]).to(tl.float8e4nv)
-            codes = tl.reshape(tl.permute(codes, (1, 0, 2)), [D, SLOTS])
-            columns = tiles.to(tl.int64) * SLOTS
-            lines = v_out_ptr + (row * D + channels) * columns + tile.to(tl.int64) * SLOTS
-            tl.store(lines[:, None] + slots[None, :], codes)
-        else:
-            v = v.to(tl.float32)
-            if v_scale_ptr is not None:
-                scale = tl.load(v_scale_ptr + row * D + channels)[None, :]
-                inverse = tl.load(v_inverse_ptr + row * D + channels)[None, :]
-                v = (v * inverse).to(tl.float8e4nv).to(tl.float32) * scale
-            line = (row * tiles + tile) * SLOTS * D
-            values = v.to(v_out_ptr.dtype.element_ty)
-            tl.store(v_out_ptr + line + (slots[:, None] * D + channels[None, :]), values)
+            v = (v * inverse).to(tl.float8e4nv).to(tl.float32) * scale
+        line = (row * tiles + tile) * SLOTS * D
+        values = v.to(v_out_ptr.dtype.element_ty)
+        tl.store(v_out_ptr + line + (slots[:, None] * D + channels[None, :]), values)
