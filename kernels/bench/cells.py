@@ -37,7 +37,7 @@ class CellError(ValueError):
 class Cell:
     """One measurement: ``kind`` says which, the other fields what of; ``limit`` is its time limit in seconds.
 
-    ``grid`` is (t, h, w) in latent tokens; ``density`` the target in percent. ``model``, ``schedule`` and ``linears``
+    ``grid`` is (t, h, w) in latent tokens; ``density`` the target in percent. The fields from ``model`` on
     belong to the kind 'model'.
     """
 
@@ -55,6 +55,8 @@ class Cell:
     linears: str = "bf16"
     compiled: bool = False
     label: str = ""
+    slots: int = 64
+    shift: float = 5.0
 
     def to_json(self) -> str:
         """Return the cell as JSON text."""

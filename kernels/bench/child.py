@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from .cells import Cell
@@ -33,7 +34,7 @@ def answer_cell(text: str, answer: Path, *, standin: bool, peers: str) -> int:
     return 0
 
 
-def measure(cell: Cell, *, standin: bool, peers: str, save) -> dict:
+def measure(cell: Cell, *, standin: bool, peers: str, save: Callable[[dict], None]) -> dict:
     """Return the result of the cell, whatever its kind."""
     if cell.kind == "header":
         from . import environment

@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--schedule", default="15%", metavar="TEXT", help="schedule, preset, or a density such as 15%%")
     model.add_argument("--linears", choices=("bf16", "fp8"), default="bf16", help="fp8: torchao, per row, dynamic")
     model.add_argument("--compile", action="store_true", dest="compiled", help="torch.compile each block")
+    model.add_argument("--slots", type=int, choices=(64, 128), default=64, help="rows per tile (default 64)")
     hidden = argparse.SUPPRESS
     p.add_argument("--cell", help=hidden)
     p.add_argument("--answer", type=Path, help=hidden)
@@ -97,7 +98,7 @@ def _cells(options: argparse.Namespace) -> list[Cell]:
 
         return model_cells(
             options.model, options.resolution, options.frames, options.schedule, options.linears, options.compiled,
-            options.standin,
+            options.standin, options.slots,
         )  # fmt: skip
     if options.smoke:
         return cell_lists.smoke_cells(options.standin)

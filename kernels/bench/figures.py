@@ -58,7 +58,14 @@ def cells_of(data: dict, kind: str) -> dict[str, dict]:
     }
 
 
-def find(data: dict, *, density: int, direction: str = "forward", heads: int = 40, grid=(21, 45, 80)) -> dict | None:
+def find(
+    data: dict,
+    *,
+    density: int,
+    direction: str = "forward",
+    heads: int = 40,
+    grid: tuple[int, int, int] = (21, 45, 80),
+) -> dict | None:
     """Return the measured attention cell of a shape at a target density, batch 1; None if there is none."""
     for result in cells_of(data, "attention").values():
         cell = result["cell"]

@@ -41,15 +41,16 @@ def block(folder: Path = RESULTS) -> str:
         driver = (header.get("nvidia_smi") or {}).get("driver_version", "unknown")
         versions = header.get("versions", {})
         lines.append(
-            f"{header.get('card')}, driver {driver}, torch {versions.get('torch')}, triton {versions.get('triton')}, commit "
-            f"{header.get('commit')}{' with changes' if header.get('dirty') else ''}, {str(header.get('date'))[:10]}; all cells "
-            f"in [`kernels/results/{found[0].name}`](kernels/results/{found[0].name})."
+            f"{header.get('card')}, driver {driver}, torch {versions.get('torch')}, triton {versions.get('triton')}, "
+            f"commit {header.get('commit')}{' with changes' if header.get('dirty') else ''}, "
+            f"{str(header.get('date'))[:10]}; all cells in "
+            f"[`kernels/results/{found[0].name}`](kernels/results/{found[0].name})."
         )
     else:
         lines.append("No result of a card is in `kernels/results/`.")
     lines.append(
-        "E is the time of the fastest dense BF16 attention over ours, times the density: 1 means that nothing is wasted. "
-        "Ours includes quantization; `python -m kernels.benchmark` measures it again."
+        "E is the time of the fastest dense BF16 attention over ours, times the density: 1 means that nothing is "
+        "wasted. Ours includes quantization; `python -m kernels.benchmark` measures it again."
     )
     return "\n".join(lines)
 
@@ -71,7 +72,8 @@ def _sparse(data: dict) -> list[tuple[str, str | None]]:
         result = find(data, density=density)
         ours = compare("", result) if result else None
         if ours:
-            text = f"{ours.speedup:.2f}x, E {ours.efficiency:.2f} ({ours.ours} at {ours.density:.1%}, against {ours.dense})"
+            names = f"{ours.ours} at {ours.density:.1%}, against {ours.dense}"
+            text = f"{ours.speedup:.2f}x, E {ours.efficiency:.2f} ({names})"
         rows.append((f"attention, {SHAPE}, {density} % density", text))
     return rows
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .figures import cells_of, compare, fastest
+from .figures import compare, fastest
 
 COLUMNS = ("contestant", "ms", "spread", "density", "speed-up", "E", "TFLOP/s", "extra memory", "host us", "error")
 
@@ -22,6 +22,8 @@ def table(data: dict) -> str:
             from .model_report import text
 
             parts.append(text(name, result))
+        elif kind == "tune":
+            parts.append(tuning(name, result))
         elif result.get("status") == "ok":
             parts.append(f"## {name}\n{result.get('headline', '')}\n{_rows(result)}".rstrip())
     return "\n\n".join(parts) + "\n"
@@ -91,6 +93,21 @@ def attention(name: str, result: dict) -> str:
     return "\n".join([*lines, *others])
 
 
+def tuning(name: str, result: dict) -> str:
+    """Return one tuning cell: every configuration by time within its group, the shipped one (-0) marked."""
+    rows, others = [["configuration", "ms", "spread", "error", "what"]], []
+    timed = [(key.rpartition("-")[0], row["ms"], key, row) for key, row in result["contestants"].items() if "ms" in row]
+    for _, _, key, row in sorted(timed, key=lambda item: item[:2]):
+        what = ", ".join(f"{k} {v}" for k, v in row["config"].items())
+        shipped = f"{key} (shipped)" if key.endswith("-0") else key
+        rows.append([shipped, f"{row['ms']:.3f}", f"{row['spread']:.1%}", f"{row['error']:.1e}", what])
+    for key, row in result["contestants"].items():
+        if "ms" not in row:
+            others.append(f"{key}: {row.get('status')} ({row.get('reason')})")
+    table_text = columns(rows) if len(rows) > 1 else ""
+    return "\n".join(filter(None, [f"## {name}", result.get("headline", ""), table_text, *others]))
+
+
 def columns(rows: list[list[str]]) -> str:
     """Return rows as aligned text, the first column to the left and the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -105,16 +122,3 @@ def _rows(result: dict) -> str:
     return "\n".join(
         f"{name}: {row.get('reason')}" for name, row in rows.items() if row.get("status") != "ok" and row.get("reason")
     )
-
-
-def by_density(data: dict, **shape: object) -> dict[int, dict]:
-    """Return the measured forward cells of one shape by target density in percent."""
-    from .figures import find
-
-    found = {density: find(data, density=density, **shape) for density in (100, 50, 25, 15, 10, 5)}
-    return {density: result for density, result in found.items() if result}
-
-
-def measured(data: dict) -> int:
-    """Return how many attention cells were measured."""
-    return len(cells_of(data, "attention"))

@@ -67,8 +67,10 @@ def run_cell(cell: Cell, options: Options, limit: float, cache: str) -> dict:
         command += ["--peers", options.peers, *(["--standin"] if options.standin else [])]
         with log.open("wb") as output:
             # A session of its own, so that a hanging cell's own children end with it.
+            # A first call is one with an empty cache.
+            variables = environment(options, folder if cell.kind == "start" else cache)
             child = subprocess.Popen(
-                command, cwd=ROOT, env=environment(options, folder if cell.kind == "start" else cache), stdout=output, stderr=subprocess.STDOUT,
+                command, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
             try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,17 +40,10 @@ def watched(clock: Clock) -> Iterator[list[tuple[str, str, Any, Any]]]:
     launches: list[tuple[str, str, Any, Any]] = []
     original = triton_runtime.launch
 
-    def mark() -> Any:
-        if not clock.cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
     def launch(kernel: Any, grid: tuple[int, ...], tensor: torch.Tensor, *args: Any, **options: Any) -> Any:
-        start = mark()
+        start = clock.mark()
         result = original(kernel, grid, tensor, *args, **options)
-        launches.append((stage_of(kernel), kernel_name(kernel), start, mark()))
+        launches.append((stage_of(kernel), kernel_name(kernel), start, clock.mark()))
         return result
 
     holders = [
@@ -79,7 +71,7 @@ def measure(call: Callable[[], object], clock: Clock, repeats: int = 5) -> dict:
             total = clock.sample(call, 1)[0]
         stages, kernels = dict.fromkeys(STAGES, 0.0), {}
         for stage, name, start, end in launches:
-            taken = start.elapsed_time(end) if clock.cuda else (end - start) * 1e3
+            taken = clock.between(start, end)
             stages[stage] += taken
             kernels[name] = kernels.get(name, 0.0) + taken
         stages["other"] = max(0.0, total - sum(stages.values()))

@@ -57,6 +57,18 @@ class Clock:
         if self.cuda:
             torch.cuda.synchronize(self.device)
 
+    def mark(self) -> object:
+        """Return this moment of the device's queue, or of the wall clock; see ``between``."""
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, start: object, end: object) -> float:
+        """Return the milliseconds between two marks that the device has passed."""
+        return start.elapsed_time(end) if self.cuda else (end - start) * 1e3
+
     def once(self, call: Callable[[], object]) -> float:
         """Return the milliseconds of one call by the wall clock, device work included: for first calls."""
         self.wait()
@@ -72,13 +84,11 @@ class Clock:
         pairs = []
         for _ in range(repeats):
             self._flush.fill_(1)
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
+            start = self.mark()
             call()
-            end.record()
-            pairs.append((start, end))
+            pairs.append((start, self.mark()))
         self.wait()
-        return [start.elapsed_time(end) for start, end in pairs]
+        return [self.between(*pair) for pair in pairs]
 
     def repeats(self, call: Callable[[], object], seconds: float, most: int) -> int:
         """Return how often ``call`` fits into ``seconds``, at least once; warms it up on the way."""

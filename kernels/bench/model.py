@@ -1,0 +1,235 @@
+"""A whole denoising step: diffusers' Wan with random weights, dense and sparse, and where its time goes."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ..grid import TokenGrid
+from ..plan import plans_for
+from ..schedule import Schedule
+from .cells import Cell
+from .model_attention import Marks, Processor, State, dense_backend, mark_linears
+from .model_shapes import HEAD_DIM, SHAPES, TARGET_RATIO, TEXT_TOKENS, step_sigmas
+from .timing import Clock, Timing, short
+
+CHANNELS = 16
+TIMED_SECONDS = 20.0
+MOST_REPEATS = 5
+
+
+def build(cell: Cell, device: torch.device) -> nn.Module:
+    """Return the untrained model in bf16, its weights made on the device; raises ImportError without diffusers."""
+    _without_broken_torchvision()
+    from diffusers import WanTransformer3DModel
+
+    shape = SHAPES[cell.model]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device):
+            model = WanTransformer3DModel(
+                patch_size=(1, 2, 2), attention_head_dim=HEAD_DIM, in_channels=CHANNELS, out_channels=CHANNELS,
+                freq_dim=256, cross_attn_norm=True, qk_norm="rms_norm_across_heads", eps=1e-6, **shape,
+            )  # fmt: skip
+    finally:
+        torch.set_default_dtype(before)
+    # The rotary table is no weight: it keeps its own precision.
+    model.rope = type(model.rope)(HEAD_DIM, (1, 2, 2), model.config.rope_max_seq_len).to(device)
+    return model.eval().requires_grad_(False)
+
+
+def _without_broken_torchvision() -> None:
+    """Hide a torchvision that does not fit this torch: diffusers imports it wherever it is, and needs nothing of it."""
+    try:
+        import torchvision  # noqa: F401
+    except Exception:  # a wrong build fails in many ways
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        sys.modules["torchvision"] = None
+
+
+class Step:
+    """One forward of the model on random latents and text, under the plan that the state holds."""
+
+    def __init__(self, cell: Cell, device: torch.device) -> None:
+        self.cell, self.device, self.clock = cell, device, Clock(device)
+        self.model = build(cell, device)
+        self.marks = Marks(self.clock)
+        self.state = State(self.marks)
+        for block in self.model.blocks:
+            block.attn1.set_processor(Processor(self.state))
+            block.attn2.set_processor(Processor(self.state))
+        if cell.compiled:
+            for block in self.model.blocks:
+                block.compile()
+        t, h, w = cell.grid
+        generator = torch.Generator(device).manual_seed(0)
+
+        def normal(*size: int) -> torch.Tensor:
+            return torch.randn(size, generator=generator, device=device).to(torch.bfloat16)
+
+        self.inputs = {
+            "hidden_states": normal(1, CHANNELS, t, 2 * h, 2 * w),
+            "timestep": torch.full((1,), 500.0, device=device),
+            "encoder_hidden_states": normal(1, TEXT_TOKENS, SHAPES[cell.model]["text_dim"]),
+        }
+
+    def __call__(self) -> torch.Tensor:
+        """Run one step and return the model's prediction."""
+        with torch.no_grad(), dense_backend(self.device):
+            return self.model(**self.inputs, return_dict=False)[0]
+
+    def seconds(self) -> Timing:
+        """Return the milliseconds of a step; the first call, which may compile, is not among them."""
+        self()
+        repeats = self.clock.repeats(self, TIMED_SECONDS, MOST_REPEATS) if self.clock.cuda else 1
+        return Timing.of(self.clock.sample(self, repeats))
+
+    def split(self) -> dict[str, float]:
+        """Return the milliseconds of a step by part, from one step with marks around each; never compiled."""
+        with _eager(self.model):
+            remove = mark_linears(self.model, self.marks)
+            self.marks.on = True
+            try:
+                total = self.clock.sample(self, 1)[0]
+            finally:
+                self.marks.on = False
+                remove()
+        parts = self.marks.milliseconds()
+        return {**parts, "rest": max(0.0, total - sum(parts.values())), "total": total}
+
+
+@contextlib.contextmanager
+def _eager(model: nn.Module):
+    """Run the blocks uncompiled inside: marks have no place in a compiled graph."""
+    kept = [getattr(block, "_compiled_call_impl", None) for block in model.blocks]
+    for block in model.blocks:
+        block._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for block, implementation in zip(model.blocks, kept):
+            block._compiled_call_impl = implementation
+
+
+def run(cell: Cell, device: torch.device, standin: bool, save: Callable[[dict], None]) -> dict:
+    """Return the cell's result: per variant (dense or sparse, bf16 or FP8 linears) the time of a step and its parts,
+    the ratio to the dense bf16 step, and the mean density that would give the target ratio."""
+    del standin  # the device says it all
+    step = Step(cell, device)
+    phases = plans(cell, device)
+    result: dict = {
+        "variants": {},
+        "mean_density": sum(p["share"] * p["density"] for p in phases),
+        "phases": [{k: v for k, v in p.items() if k != "plan"} for p in phases],
+        "parameters": sum(p.numel() for p in step.model.parameters()),
+        "linears": "bf16",
+    }
+
+    def both(linears: str) -> None:
+        for kind, chosen in (("dense", [{"plan": None, "share": 1.0, "density": 1.0}]), ("sparse", phases)):
+            name = f"{kind}, {linears} linears"
+            try:
+                result["variants"][name] = variant(step, chosen)
+            except Exception as error:  # one variant's failure costs that variant
+                result["variants"][name] = {"status": "failed", "reason": short(error)}
+            save(result)
+
+    both("bf16")
+    if cell.linears == "fp8":
+        reason = fp8_linears(step.model)
+        if reason:
+            result["variants"]["sparse, fp8 linears"] = {"status": "not run", "reason": reason}
+        else:
+            both("fp8")
+    conclude(result)
+    return result
+
+
+def plans(cell: Cell, device: torch.device) -> list[dict]:
+    """Return one entry per phase that a run of the schedule meets: plan (None: dense), density, share of the steps."""
+    schedule = Schedule.parse(cell.schedule)
+    known = plans_for(schedule, TokenGrid(*cell.grid), cell.heads, slots=cell.slots)
+    sigmas = step_sigmas(cell.shift)
+    found: dict[int, dict] = {}
+    for sigma in sigmas:
+        index = schedule.at(sigma)[0]
+        if index not in found:
+            plan = known.at(sigma, device=device)
+            found[index] = {"phase": index, "plan": plan, "density": known.density(sigma), "share": 0.0}
+        found[index]["share"] += 1 / len(sigmas)
+    return list(found.values())
+
+
+def variant(step: Step, phases: list[dict]) -> dict:
+    """Return the mean step of a run that spends ``share`` of its steps in each phase: milliseconds, and by part."""
+    total, parts, spread = 0.0, {}, 0.0
+    for phase in phases:
+        step.state.plan = phase["plan"]
+        if not torch.isfinite(step()).all():
+            raise RuntimeError("the model's prediction is not finite")
+        timing = step.seconds()
+        total += phase["share"] * timing.median
+        spread = max(spread, timing.spread)
+        for name, value in step.split().items():
+            parts[name] = parts.get(name, 0.0) + phase["share"] * value
+    return {"status": "ok", "ms": total, "spread": spread, "parts_ms": parts}
+
+
+def fp8_linears(model: nn.Module) -> str | None:
+    """Make the blocks' linear layers FP8 through torchao (dynamic activations and weights, a scale per row); return
+    why not, None if done."""
+    try:
+        from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
+    except ImportError as error:
+        return f"not installed (torchao: {short(error, 120)})"
+    try:
+        config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
+        quantize_(model.blocks, config, filter_fn=lambda module, name: isinstance(module, nn.Linear))
+    except Exception as error:  # its own checks of card and version
+        return f"torchao refuses: {short(error)}"
+    for block in model.blocks:
+        if getattr(block, "_compiled_call_impl", None) is not None:
+            block.compile()
+    return None
+
+
+def conclude(result: dict) -> None:
+    """Add ratios, Amdahl's split and the headline to a whole-step result."""
+    variants = result["variants"]
+    done = {name: v for name, v in variants.items() if v.get("status") == "ok"}
+    base = done.get("dense, bf16 linears")
+    result["status"] = "ok" if base and len(done) > 1 else "failed"
+    if result["status"] == "failed":
+        result["message"] = "; ".join(f"{n}: {v.get('reason')}" for n, v in variants.items() if v not in done.values())
+        return
+    for name, v in done.items():
+        v["ratio"] = base["ms"] / v["ms"]
+        if name.startswith("sparse"):
+            v["amdahl"] = amdahl(base["ms"], v["ms"], v["parts_ms"]["self-attention"], result["mean_density"])
+    best = max((n for n in done if n.startswith("sparse")), key=lambda n: done[n]["ratio"], default=None)
+    share = base["parts_ms"]["self-attention"] / base["parts_ms"]["total"]
+    result["self_attention_share"] = share
+    if best:
+        result["best_name"], result["best_ratio"] = best, done[best]["ratio"]
+        result["headline"] = (
+            f"{base['ms']:.1f} ms dense, {done[best]['ms']:.1f} ms {best}: {done[best]['ratio']:.2f}x at mean density "
+            f"{result['mean_density']:.1%}; self-attention is {share:.0%} of the dense step"
+        )
+
+
+def amdahl(dense_ms: float, ours_ms: float, attention_ms: float, density: float, target: float = TARGET_RATIO) -> dict:
+    """Return the ratio that remains if self-attention cost nothing, and the mean density for the target ratio.
+
+    Self-attention's time is taken as proportional to the density. The density is None where the rest alone takes
+    longer than the target allows.
+    """
+    rest = max(ours_ms - attention_ms, 1e-9)
+    allowed = dense_ms / target - rest
+    needed = density * allowed / attention_ms if allowed > 0 and attention_ms > 0 else None
+    return {"limit": dense_ms / rest, "target": target, "density_for_target": needed}
