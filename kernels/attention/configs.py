@@ -27,8 +27,14 @@ class Config:
     sum_by_mma: bool
     registers: int | None = None
 
+    @property
+    def short_tile_first(self) -> bool:
+        """True if a short last tile is computed in front of the loop. Where products read registers, the second body
+        costs more registers than the masks that it saves, and every tile is masked by its count instead."""
+        return self.descriptors
 
-# With more registers than this, only two programs of four warps fit on a Hopper multiprocessor.
+
+# With more registers than this, only two programs of four warps fit on a multiprocessor.
 THREE_PROGRAMS = 168
 
 
@@ -58,13 +64,20 @@ def candidates(
             return [small, replace(small, stages=3, registers=None), single]
         large = replace(small, block_m=128, warps=8, registers=None)
         return [small, large, replace(small, stages=3, registers=None), replace(large, stages=3)]
-    warps = 8 if slots >= 128 else 4
-    base = Config(min(slots, 128), min(slots, 64), False, warps, 2, False, False)
-    if kind == "fp8" and capability // 10 == 10:
-        base = replace(base, block_n=min(slots, 128), descriptors=True, sum_by_mma=True)
+    if capability // 10 == 10:
+        base = Config(
+            min(slots, 128), min(slots, 128 if kind == "fp8" else 64), False, 8 if slots >= 128 else 4, 2, False, False
+        )
+        if kind != "fp8":
+            return [base]
+        base = replace(base, descriptors=True, sum_by_mma=True)
         return [base, replace(base, stages=3)]
-    if kind == "fp8" and capability // 10 == 12:
-        return [replace(base, descriptors=True), base]
-    if kind == "16" and capability // 10 in (9, 10) and slots >= 128:
-        return [base, replace(base, block_n=128)]
-    return [base]
+    if capability // 10 == 9:
+        base = Config(min(slots, 128), min(slots, 64), False, 8 if slots >= 128 else 4, 2, False, False)
+        return [base, replace(base, block_n=128)] if slots >= 128 else [base]
+    # Products that read registers (before Hopper, and on consumer Blackwell).
+    if slots >= 128:
+        return [Config(128, 32 if kind == "16" and capability == 80 else 64, False, 8, 2, False, False)]
+    if kind == "16":
+        return [Config(slots, min(slots, 32), False, 8 if slots == 64 else 4, 2, False, False, THREE_PROGRAMS)]
+    return [Config(slots, slots, False, 4, 2, False, False, THREE_PROGRAMS if dim < 128 else None)]

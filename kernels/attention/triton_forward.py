@@ -10,19 +10,12 @@ import math
 import torch
 
 from .. import triton_runtime
-from ..quantize.triton_quantize import Quantized, quantize
+from ..quantize.triton_quantize import Quantized, quantize, slots_of
 from .configs import Config, default
 from .spec import Spec
 
 HEAD_DIMS = (64, 128)
 KIND = {"none": "16", "e4m3": "fp8", "int8": "int8"}
-# The matrix instructions multiply 16 16-bit or 32 8-bit numbers at a time; a tile is the summed axis of P V.
-MIN_SLOTS = {"16": 16, "int8": 16, "fp8": 32}
-
-
-def slots_of(spec: Spec) -> int:
-    """Return the rows that a kernel reserves per tile: the next power of two that every product can take."""
-    return max(MIN_SLOTS[KIND[spec.format]], 1 << (spec.index.shape[1] - 1).bit_length())
 
 
 def forward(
@@ -55,8 +48,8 @@ def forward_codes(
 
     kind = KIND[spec.format]
     batch, tokens, heads, dim = q.shape
-    slots = slots_of(spec)
     tiles, width = spec.index.shape
+    slots = slots_of(width, spec.format)
     mask, live = mask_of(spec, slots)
     per_token = spec.granularity == "token"
     if config is None:
@@ -77,6 +70,8 @@ def forward_codes(
     # Codes are dense and in tile order: the kernel knows where they are.
     gathered = {"16": (q, k, v), "int8": (None, None, v), "fp8": (None, None, None)}[kind]
     strides = [0 if x is None else x.stride(axis) for x in gathered for axis in (0, 2, 1)]
+    if mask == "last" and not config.short_tile_first:
+        mask = "count"
     triton_runtime.launch(
         sparse_attention_forward,
         (tiles * (slots // config.block_m), batch * heads),

@@ -121,7 +121,7 @@ def _block(
         KIND, DESCRIPTORS, SLOTS, D,
     )  # fmt: skip
     if KIND == "int8":
-        bits = tl.dot(q, keys, tl.full([q.shape[0], BLOCK_N], INT_AS_FLOAT, tl.int32))
+        bits = tl.dot(q, keys, tl.full([q.shape[0], BLOCK_N], INT_AS_FLOAT, tl.int32), out_dtype=tl.int32)
         scores = bits.to(tl.float32, bitcast=True) - INT_OFFSET
     else:
         scores = tl.dot(q, keys)
@@ -342,7 +342,9 @@ def sparse_attention_forward(
     # An empty list (or one of dead tiles only) leaves the sum at 0: the output is 0, the LSE -inf.
     empty = row_sum == 0.0
     if MASK == "last":
+        # What was added in front belongs to no list.
         empty = empty | (count == 0)
+        acc = tl.where(count == 0, 0.0, acc)
     row_sum = tl.where(empty, 1.0, row_sum)
     out = acc * (1.0 / row_sum)[:, None]
     if KIND == "fp8":

@@ -6,6 +6,8 @@ Outputs are rounded to bfloat16 on both sides, so a relative L2 of 1e-3 allows a
 
 from __future__ import annotations
 
+import dataclasses
+
 import interpreter
 import pytest
 import scene
@@ -13,7 +15,7 @@ import torch
 
 interpreter.correct()
 
-from fpsattention.kernels.attention import fps_attention, op, resolve_backend  # noqa: E402
+from fpsattention.kernels.attention import fps_attention, make_spec, op, resolve_backend  # noqa: E402
 from fpsattention.kernels.grid import TokenGrid  # noqa: E402
 from fpsattention.kernels.plan import plans_for  # noqa: E402
 from fpsattention.kernels.schedule import Schedule  # noqa: E402
@@ -27,13 +29,11 @@ def plan(line: str):
     return plans_for(schedule, GRID, HEADS, slots=64).at(0.5)
 
 
-def forward(p, backend: str, q, k, v):
-    granularity = p.granularity if p.attention == "fp8" else ""
-    return op.attention_forward(
-        q, k, v, p.layout.index, p.layout.live, p.layout.cube,
-        p.lists.ids, p.lists.count, p.lists.pattern_of_head, p.lists.key_ids, p.lists.key_count,
-        p.layout.cubes, granularity, p.smooth_k, backend,
-    )  # fmt: skip
+def forward(p, backend: str, q, k, v, form: str | None = None):
+    spec = make_spec(p, p.lists, backend)
+    if form:
+        spec = dataclasses.replace(spec, format=form)
+    return op.attention_forward(q, k, v, *spec.tensors, *spec.scalars, backend)
 
 
 @pytest.mark.parametrize("line", ["fp8 token all 4 5", "fp8 x1 2 4 5", "fp8 x2 all all all"])
@@ -43,6 +43,16 @@ def test_fp8_is_the_reference(line):
     out, lse, rowmax = forward(p, "triton-fp8", q, k, v)
     expected, expected_lse, expected_max = forward(p, "reference", q, k, v)
     assert scene.error(out, expected) < 1e-3
+    assert torch.allclose(lse, expected_lse, atol=1e-4) and torch.equal(rowmax, expected_max)
+
+
+@pytest.mark.parametrize("line", ["fp8 token all 4 5", "fp8 x2 2 4 5"])
+def test_int8_is_the_reference(line):
+    q, k, v = scene.tensors(1, GRID.tokens, HEADS, 128)
+    p = plan(line)
+    out, lse, rowmax = forward(p, "triton-int8", q, k, v)
+    expected, expected_lse, expected_max = forward(p, "reference", q, k, v, "int8")
+    assert scene.error(out, expected) < 4e-3
     assert torch.allclose(lse, expected_lse, atol=1e-4) and torch.equal(rowmax, expected_max)
 
 

@@ -21,7 +21,8 @@ import torch
 
 interpreter.correct()
 
-from fpsattention.kernels.attention.triton_forward import forward_bf16, forward_fp8  # noqa: E402
+from fpsattention.kernels.attention import configs  # noqa: E402
+from fpsattention.kernels.attention.triton_forward import forward_codes, mask_of  # noqa: E402
 
 BF16_TOLERANCE = 4e-3
 FP8_RULE_TOLERANCE = 1e-4
@@ -29,14 +30,15 @@ FP8_WEIGHTS_TOLERANCE = 0.03
 FP8_TOLERANCE, FP8_LSE_TOLERANCE = 0.06, 0.03
 
 
-def run_bf16(q, k, v, lay, lists):
-    return forward_bf16(q, k, v, lay, lists, scale=q.shape[-1] ** -0.5, return_lse=True)
+def run_bf16(q, k, v, lay, lists, **options):
+    return forward_codes(q, k, v, None, scene.spec(lay, lists), **options)
 
 
-def run_fp8(x, lay, lists, out_dtype=torch.float32):
-    scales = (x.q_scale, x.k_scale, x.v_scale)
-    scale = x.q.shape[-1] ** -0.5
-    return forward_fp8(x.q, x.k, x.v, *scales, lay, lists, tokens=lay.tokens, scale=scale, out_dtype=out_dtype)
+def run_codes(c, x, lists=None, form="e4m3", dtype=torch.float32, **options):
+    """Run on the codes ``x``; an output in float32 shows more than one in bfloat16."""
+    spec = scene.spec(c.lay, lists or c.lists, form, x.q_scale.shape[-1] == x.q.shape[-2])
+    v = c.v if form == "int8" else c.v.to(dtype)
+    return forward_codes(c.q.to(dtype), c.k, v, x, spec, **options)
 
 
 def case(name: str) -> SimpleNamespace:
@@ -56,6 +58,12 @@ def case(name: str) -> SimpleNamespace:
         # Tile 2 leaves half of its slots dead: a whole block of keys without a live one.
         live, slots, batch, heads, dim = [120, 128, 40, 120], 128, 1, 1, 128
         lists = scene.lists([scene.band(4, 1)], [[0]])
+    elif name == "runs, the last one short":
+        live, slots, batch, heads, dim = [128, 128, 41], 128, 1, 2, 128
+        lists = scene.lists([scene.full(3), [[], [2], [0, 2]]], [[0, 1]])
+    elif name == "256 slots":
+        live, slots, batch, heads, dim = [252, 252], 256, 1, 1, 64
+        lists = scene.lists([scene.full(2)], [[0]])
     elif name == "32 slots":
         live, slots, batch, heads, dim = [30, 32, 7, 24, 30], 32, 1, 2, 64
         lists = scene.lists([scene.band(5, 1)], [[0, 0]])
@@ -69,8 +77,14 @@ CASES = [
     "ragged, patterns per batch",
     "prefix and suffix tiles",
     "128 slots",
+    "runs, the last one short",
+    "256 slots",
     "32 slots",
 ]
+
+
+# Every way to launch: cards differ in descriptors, block sizes, paired tiles and where sums are made.
+CARDS = [80, 89, 90, 100, 120]
 
 
 def visible(c):
@@ -94,7 +108,7 @@ def test_bf16_is_masked_attention(name):
 def test_fp8_follows_its_rule(name, per_token):
     c = case(name)
     x = scene.quantize(c.lay, c.q, c.k, c.v, c.slots, per_token)
-    out, lse, rowmax = run_fp8(x, c.lay, c.lists)
+    out, lse, rowmax = run_codes(c, x)
     mask = visible(c)
     expected = scene.quantized_attention(x.q_back, x.k_back, x.v_back, mask, c.scale)
     assert scene.error(out, expected[0]) < FP8_RULE_TOLERANCE
@@ -111,13 +125,13 @@ def test_fp8_follows_its_rule(name, per_token):
 
 def test_outputs_follow_the_asked_type_and_statistics_are_optional():
     c = case("32 slots")
-    out, lse, rowmax = forward_bf16(c.q.half(), c.k.half(), c.v.half(), c.lay, c.lists, scale=c.scale)
+    out, lse, rowmax = run_bf16(c.q.half(), c.k.half(), c.v.half(), c.lay, c.lists, stats=False)
     expected, _ = scene.attention(c.q, c.k, c.v, visible(c), c.scale)
     assert out.dtype == torch.float16 and lse is None and rowmax is None
     assert scene.error(out, expected) < BF16_TOLERANCE
     x = scene.quantize(c.lay, c.q, c.k, c.v, c.slots, True)
-    single, _, _ = run_fp8(x, c.lay, c.lists)
-    rounded, _, _ = run_fp8(x, c.lay, c.lists, torch.bfloat16)
+    single, _, _ = run_codes(c, x)
+    rounded, _, _ = run_codes(c, x, dtype=torch.bfloat16)
     assert torch.equal(rounded, single.bfloat16())
 
 
@@ -146,7 +160,7 @@ def test_an_empty_list_gives_zeros_and_minus_infinity():
     c = case("ragged, patterns per batch")
     rows = c.lay.index[1, : c.lay.live[1]].long()  # tile 1 sees nothing under pattern 2: batch 1, head 0
     x = scene.quantize(c.lay, c.q, c.k, c.v, c.slots, False)
-    for out, lse, rowmax in (run_bf16(c.q, c.k, c.v, c.lay, c.lists), run_fp8(x, c.lay, c.lists)):
+    for out, lse, rowmax in (run_bf16(c.q, c.k, c.v, c.lay, c.lists), run_codes(c, x)):
         assert (out[1, rows, 0] == 0).all()
         assert (lse[1, 0, rows] == -math.inf).all() and (rowmax[1, 0, rows] == 0).all()
         assert torch.isfinite(out).all()
@@ -164,13 +178,13 @@ def test_a_nan_stays_in_the_rows_that_see_it():
         out = run_bf16(**poisoned, lay=c.lay, lists=c.lists)[0]
         assert out[touched].isnan().all() and torch.equal(out[~touched], clean[~touched])
 
-        clean = run_fp8(x, c.lay, c.lists)[0]
+        clean = run_codes(c, x)[0]
         bad = SimpleNamespace(**vars(x))
         codes = getattr(x, name).clone()
-        row = 4 * c.slots + 3
+        row = 4 * c.slots + (3 if name == "k" else 5)  # V's slot 3 of every 16 lies at place 5
         codes.view(torch.uint8)[(slice(None), slice(None), row) if name == "k" else (..., row)] = 0x7F
         setattr(bad, name, codes)
-        out = run_fp8(bad, c.lay, c.lists)[0]
+        out = run_codes(c, bad)[0]
         assert out[touched].isnan().all() and torch.equal(out[~touched], clean[~touched])
 
 
@@ -180,7 +194,7 @@ def test_large_scores_stay_finite_and_right():
     expected, _ = scene.attention(q, c.k, c.v, visible(c), c.scale)
     assert scene.error(run_bf16(q, c.k, c.v, c.lay, c.lists)[0], expected) < BF16_TOLERANCE
     x = scene.quantize(c.lay, q, c.k, c.v, c.slots, True)
-    out, lse, _ = run_fp8(x, c.lay, c.lists)
+    out, lse, _ = run_codes(c, x)
     expected, _, rowmax = scene.quantized_attention(x.q_back, x.k_back, x.v_back, visible(c), c.scale)
     assert rowmax.max() > 200 and torch.isfinite(lse).all()
     assert scene.error(out, expected) < FP8_RULE_TOLERANCE
@@ -190,19 +204,19 @@ def test_the_order_of_a_list_does_not_matter():
     c = case("two patterns, uniform tiles")
     x = scene.quantize(c.lay, c.q * 4, c.k, c.v, c.slots, True)
     backwards = scene.lists([[row[::-1] for row in pattern] for pattern in c.lists.patterns], [[0, 1]])
-    forth, back = run_fp8(x, c.lay, c.lists)[0], run_fp8(x, c.lay, backwards)[0]
+    forth, back = run_codes(c, x)[0], run_codes(c, x, backwards)[0]
     assert scene.error(back, forth) < FP8_RULE_TOLERANCE
 
 
 def test_dead_slots_weigh_nothing():
     c = case("ragged, patterns per batch")
     x = scene.quantize(c.lay, c.q, c.k, c.v, c.slots, True)
-    clean = run_fp8(x, c.lay, c.lists)
+    clean = run_codes(c, x)
     dead = torch.arange(c.slots)[None, :] >= c.lay.live[:, None]
     for name, scale in (("q", x.q_scale), ("k", x.k_scale)):
         getattr(x, name).view(torch.uint8)[:, :, dead.flatten()] = 0x7E  # 448
         scale[:, :, dead.flatten()] = 1e4
-    assert all(torch.equal(a, b) for a, b in zip(run_fp8(x, c.lay, c.lists), clean))
+    assert all(torch.equal(a, b) for a, b in zip(run_codes(c, x), clean))
 
 
 @pytest.mark.parametrize("change", ["one tile removed", "shifted by one"])
@@ -218,17 +232,67 @@ def test_the_tolerance_notices_a_wrong_list(change):
     assert scene.error(run_bf16(c.q, c.k, c.v, c.lay, wrong)[0], expected) > 10 * BF16_TOLERANCE
 
 
-def test_wrong_inputs_are_one_sentence():
+@pytest.mark.parametrize("capability", CARDS)
+@pytest.mark.parametrize("name", CASES)
+def test_every_configuration_follows_the_rule(name, capability):
+    c = case(name)
+    kind, form = ("int8", "int8") if capability == 80 else ("fp8", "e4m3")
+    x = scene.quantize(c.lay, c.q, c.k, c.v, c.slots, False, form)
+    rule = scene.attention if form == "int8" else scene.quantized_attention
+    expected = rule(x.q_back, x.k_back, x.v_back, visible(c), c.scale)
+    mask, _ = mask_of(scene.spec(c.lay, c.lists, form), c.slots)
+    for config in configs.candidates(kind, capability, c.slots, c.q.shape[-1], mask=mask):
+        out, lse, _ = run_codes(
+            c, x, form=form, config=config, dtype=torch.bfloat16 if form == "int8" else torch.float32
+        )
+        assert scene.error(out, expected[0]) < (BF16_TOLERANCE if form == "int8" else FP8_RULE_TOLERANCE)
+        assert torch.allclose(lse.double(), expected[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("per_token", [True, False], ids=["token scales", "tile scales"])
+def test_int8_is_closer_than_fp8(per_token):
+    c = case("two patterns, uniform tiles")
+    errors = {}
+    for form in ("int8", "e4m3"):
+        x = scene.quantize(c.lay, c.q, c.k, c.v, c.slots, per_token, form)
+        out, _, _ = run_codes(c, x, form=form, dtype=torch.bfloat16)
+        errors[form] = scene.error(out, scene.attention(c.q, c.k, c.v, visible(c), c.scale)[0])
+    # Integers are even over a tile's range, and neither P nor V is rounded to 8 bits.
+    assert errors["int8"] < 0.02 < errors["e4m3"] < FP8_TOLERANCE
+
+
+def test_the_largest_integers_do_not_overflow():
     c = case("32 slots")
-    x = scene.quantize(c.lay, c.q, c.k, c.v, c.slots, True)
-    with pytest.raises(ValueError, match=r"takes bfloat16 or float16 tensors of one dtype, got torch.float32"):
-        run_bf16(c.q.float(), c.k.float(), c.v.float(), c.lay, c.lists)
-    with pytest.raises(ValueError, match="head dimension 64 or 128, got 32"):
-        run_bf16(c.q[..., :32], c.k[..., :32], c.v[..., :32], c.lay, c.lists)
-    for name, value, match in (
-        ("q", x.q.float(), "takes float8_e4m3fn tensors, got torch.float32 for q"),
-        ("v", x.v.transpose(2, 3), r"v \(B, H, D, tiles\*slots\)"),
-        ("k_scale", x.k_scale[..., :3], "scales of one shape"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            run_fp8(SimpleNamespace(**{**vars(x), name: value}), c.lay, c.lists)
+    x = scene.quantize(c.lay, torch.ones_like(c.q), torch.ones_like(c.k) * c.q.sign(), c.v, c.slots, False, "int8")
+    assert x.q.max() == 127 and x.k.min() == -127
+    out, _, _ = run_codes(c, x, form="int8", dtype=torch.bfloat16)
+    expected, _ = scene.attention(x.q_back, x.k_back, c.v, visible(c), c.scale)
+    assert scene.error(out, expected) < BF16_TOLERANCE
+
+
+@pytest.mark.parametrize("form", ["none", "e4m3", "int8"])
+def test_a_damaged_list_never_reads_out_of_bounds(form):
+    """The interpreter reads real memory; every index is moved into range, so the result is that of the moved lists."""
+    c = case("two patterns, uniform tiles")
+    damaged = scene.lists(c.lists.patterns, [[0, 7]])
+    damaged.ids[0, 1] = torch.tensor([-(2**31), 2**31 - 1, 3, 9, 9], dtype=torch.int32)
+    damaged.count[1, 2] = 2**30
+    moved = scene.lists(c.lists.patterns, [[0, 1]])
+    moved.ids[0, 1] = torch.tensor([0, 4, 3, 4, 4], dtype=torch.int32)
+    if form == "none":
+        out, right = (run_bf16(c.q, c.k, c.v, c.lay, lists)[0] for lists in (damaged, moved))
+    else:
+        x = scene.quantize(c.lay, c.q, c.k, c.v, c.slots, False, form)
+        out, right = (run_codes(c, x, lists, form, torch.bfloat16)[0] for lists in (damaged, moved))
+    assert torch.isfinite(out).all() and torch.equal(out, right)
+
+
+@pytest.mark.parametrize("width", range(1, 33))
+def test_every_width_of_a_tile(width):
+    lay = scene.layout([width, max(1, width - 1), width], width)
+    lists = scene.lists([scene.band(3, 1)], [[0]])
+    q, k, v = scene.tensors(1, lay.tokens, 1, 64)
+    c = SimpleNamespace(lay=lay, lists=lists, q=q, k=k, v=v)
+    x = scene.quantize(lay, q, k, v, 32, False)
+    expected = scene.quantized_attention(x.q_back, x.k_back, x.v_back, scene.masks(lay, lists, 1, 1), 0.125)
+    assert scene.error(run_codes(c, x)[0], expected[0]) < FP8_RULE_TOLERANCE

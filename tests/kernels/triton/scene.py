@@ -10,8 +10,9 @@ import math
 from types import SimpleNamespace
 
 import torch
+from fpsattention.kernels.attention.spec import Spec
 
-E4M3_MAX = 448.0
+LARGEST = {"e4m3": 448.0, "int8": 127.0}
 
 
 def layout(live: list[int], width: int, seed: int = 0) -> SimpleNamespace:
@@ -72,8 +73,25 @@ def attention(q, k, v, visible, scale: float) -> tuple[torch.Tensor, torch.Tenso
     return (weights @ v).transpose(1, 2), torch.logsumexp(scores, -1) / math.log(2.0)
 
 
-def quantize(lay: SimpleNamespace, q, k, v, slots: int, per_token: bool) -> SimpleNamespace:
-    """Return q, k, v as the FP8 variant takes them, and the same numbers dequantized in token order."""
+def spec(lay: SimpleNamespace, lsts: SimpleNamespace, form: str = "none", per_token: bool = False) -> Spec:
+    """Return what the launcher takes. The transposed lists and the cubes are not read by a forward on codes."""
+    live = lay.live.tolist()
+    same = len(set(live[:-1] or live)) == 1
+    unused = torch.zeros(1, 1, 1, dtype=torch.int32)
+    granularity = None if form == "none" else "token" if per_token else "x1"
+    return Spec(
+        lay.index.long(), lay.live, unused, lsts.ids, lsts.count, lsts.pattern_of_head, unused, unused,
+        1, live[0] if same else 0, live[-1], granularity, False, form,
+    )  # fmt: skip
+
+
+def in_v_order(x: torch.Tensor) -> torch.Tensor:
+    """Return ``x (..., slots)`` with slot 8b + 2c + e of every 16 at place 4c + 2b + e."""
+    return x.view(torch.uint8).unflatten(-1, (-1, 2, 4, 2)).transpose(-2, -3).flatten(-4).contiguous().view(x.dtype)
+
+
+def quantize(lay: SimpleNamespace, q, k, v, slots: int, per_token: bool, form: str = "e4m3") -> SimpleNamespace:
+    """Return codes and scales as a forward takes them, and the same numbers dequantized in token order."""
     batch, tokens, heads, dim = q.shape
     tiles = len(lay.live)
     index = torch.full((tiles, slots), -1, dtype=torch.long)
@@ -85,7 +103,10 @@ def quantize(lay: SimpleNamespace, q, k, v, slots: int, per_token: bool) -> Simp
         return x.float()[:, flat].masked_fill(dead[None, :, None, None], 0.0).transpose(1, 2)
 
     def largest(x: torch.Tensor, *axes: int) -> torch.Tensor:
-        return (x.abs().amax(axes) / E4M3_MAX).clamp(min=1e-12)
+        return (x.abs().amax(axes) / LARGEST[form]).clamp(min=1e-12)
+
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        return x.round().to(torch.int8) if form == "int8" else x.to(torch.float8_e4m3fn)
 
     result = SimpleNamespace(slots=slots)
     for name, x in (("q", q), ("k", k)):
@@ -95,18 +116,21 @@ def quantize(lay: SimpleNamespace, q, k, v, slots: int, per_token: bool) -> Simp
         else:
             scale = largest(rows.unflatten(2, (tiles, slots)), -1, -2)
             each = scale.repeat_interleave(slots, 2)
-        codes = (rows / each[..., None]).to(torch.float8_e4m3fn)
+        codes = rounded(rows / each[..., None]).contiguous()
         back = torch.zeros(batch, heads, tokens, dim)
         back[:, :, flat[~dead]] = (codes.float() * each[..., None])[:, :, ~dead]
         setattr(result, name, codes)
         setattr(result, f"{name}_scale", scale)
         setattr(result, f"{name}_back", back.transpose(1, 2))
+    if form == "int8":
+        result.v, result.v_scale, result.v_back = None, None, v
+        return result
     rows = tiled(v)
     result.v_scale = largest(rows, 2)
     codes = (rows / result.v_scale[:, :, None]).to(torch.float8_e4m3fn)
     back = torch.zeros(batch, heads, tokens, dim)
     back[:, :, flat[~dead]] = (codes.float() * result.v_scale[:, :, None])[:, :, ~dead]
-    result.v, result.v_back = codes.transpose(2, 3).contiguous(), back.transpose(1, 2)
+    result.v, result.v_back = in_v_order(codes.transpose(2, 3).contiguous()), back.transpose(1, 2)
     return result
 
 
