@@ -26,7 +26,7 @@ _PER_THREAD = 32
 _PER_THREAD_EXTREMES = 64
 # Tokens that a program of the channel statistics takes at once, and how many programs share the sequence: some four
 # waves on an H200, and the same number on every card, so that no sum depends on the card.
-_STATISTICS_ROWS = 32
+STATISTICS_ROWS = 32
 _STATISTICS_PROGRAMS = 2048
 # Loops over blocks copy them to shared memory this many steps ahead, as far as they take at most so many bytes: four
 # programs then share a multiprocessor of an H200, and one still fits those with 99 KB.
@@ -122,7 +122,7 @@ def _stages(*blocks: int) -> int:
     return max(1, min(_STAGES, 1 + _STAGES_BYTES // sum(blocks)))
 
 
-def _parts(blocks: int, rows: int) -> tuple[int, int]:
+def parts_of(blocks: int, rows: int) -> tuple[int, int]:
     """Return the blocks of a part and the parts, for programs that share ``blocks`` blocks of each of ``rows``."""
     steps = -(-blocks // -(-_STATISTICS_PROGRAMS // rows))
     return steps, -(-blocks // steps)
@@ -183,16 +183,16 @@ def _channel_statistics(
     from .triton_quantize_kernels import channel_statistics
 
     batch, tokens, heads, dim = k.shape
-    steps, parts = _parts(-(-tokens // _STATISTICS_ROWS), batch * heads)
+    steps, parts = parts_of(-(-tokens // STATISTICS_ROWS), batch * heads)
     k_sum = _table(k, parts) if sums else None
     v_amax = _table(v, parts) if maxima else None
-    block = _STATISTICS_ROWS * dim
+    block = STATISTICS_ROWS * dim
     triton_runtime.launch(
         channel_statistics,
         (parts * batch * heads,),
         k,
         *(k, v, k_sum, v_amax, *_strides(k, v), heads, batch * heads, tokens, parts, steps),
-        BLOCK=_STATISTICS_ROWS,
+        BLOCK=STATISTICS_ROWS,
         STAGES=_stages(sums * block * k.itemsize, maxima * block * v.itemsize),
         D=dim,
         num_warps=_warps(block),
@@ -225,7 +225,7 @@ def _key_extremes(k: torch.Tensor, spec: Spec) -> tuple[torch.Tensor, ...]:
     batch, _, heads, dim = k.shape
     tiles, width = spec.index.shape
     slots = slots_of(width, spec.format)
-    steps, parts = _parts(tiles, batch * heads)
+    steps, parts = parts_of(tiles, batch * heads)
     k_sum, low, high = _table(k, parts), _table(k, tiles, k.dtype), _table(k, tiles, k.dtype)
     triton_runtime.launch(
         key_extremes,

@@ -71,8 +71,8 @@ def channel_statistics(
     STAGES: tl.constexpr,
     D: tl.constexpr,
 ):
-    """Write what a part of the sequence, ``steps`` blocks of ``BLOCK`` tokens, adds to ``k_sum`` and ``v_amax``, float32
-    ``(B*H, parts, D)``; either may be None. ``rows`` is B*H."""
+    """Write what a part of the sequence, ``steps`` blocks of ``BLOCK`` tokens, adds to ``k_sum`` and ``v_amax``,
+    float32 ``(B*H, parts, D)``; either may be None. ``rows`` is B*H."""
     row = tl.program_id(0) % rows
     part = tl.program_id(0) // rows
     batch, head = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
@@ -348,8 +348,9 @@ def write_tiles(
     # with 16 KB on the way. Holding all three takes 112 registers for two programs with three times as much, whose
     # loads and computations overlap less.
     token = _tokens(index_ptr, tile, slots, index_width)
+    q = _rows(q_base, token, q_row, D).to(tl.float32)
     _write_rows(
-        _rows(q_base, token, q_row, D).to(tl.float32), q_out_ptr, q_scale_ptr, q_amax_ptr, row, tile, tiles, cube, cubes,
+        q, q_out_ptr, q_scale_ptr, q_amax_ptr, row, tile, tiles, cube, cubes,
         GRANULARITY, FORM, LARGEST, SMALLEST, SLOTS, D,
     )  # fmt: skip
     k = _rows(k_base, token, k_row, D).to(tl.float32)

@@ -24,6 +24,26 @@ def multiply(a, b, c, N: tl.constexpr):
     tl.store(c + offsets, tl.dot(tl.load(a + offsets), tl.load(b + offsets)))
 
 
+@triton.jit
+def _first_nan_or_larger(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _low_and_sum(low_a, sum_a, low_b, sum_b):
+    return tl.minimum(low_a, low_b), sum_a + sum_b
+
+
+@triton.jit
+def reduce(source, rows, lows, sums, everything, N: tl.constexpr, M: tl.constexpr):
+    x = tl.load(source + tl.arange(0, N)[:, None] * M + tl.arange(0, M)[None, :])
+    tl.store(rows + tl.arange(0, N), tl.reduce(x, 1, _first_nan_or_larger))
+    low, total = tl.reduce((x, x), 0, _low_and_sum)
+    tl.store(lows + tl.arange(0, M), low)
+    tl.store(sums + tl.arange(0, M), total)
+    tl.store(everything, tl.reduce(x, None, _first_nan_or_larger))
+
+
 def cast(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     size = 1 << (numbers.numel() - 1).bit_length()
     source = torch.zeros(size, dtype=numbers.dtype)
@@ -104,3 +124,14 @@ def test_other_types_are_left_to_triton():
     numbers = np.array([1.5, -2.25], dtype=np.float64)
     assert interpreter.interpreter._convert_float.corrected
     assert torch.equal(cast(torch.from_numpy(numbers), torch.float32), torch.tensor([1.5, -2.25]))
+
+
+def test_reductions_with_a_function_of_ones_own():
+    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    rows, lows, sums, everything = torch.empty(8), torch.empty(16), torch.empty(16), torch.empty(1)
+    reduce[(1,)](x, rows, lows, sums, everything, 8, 16)
+    assert torch.equal(rows, x.amax(1)) and torch.equal(lows, x.amin(0)) and everything == x.max()
+    assert torch.allclose(sums, x.sum(0), atol=1e-5)
+    x[3, 5] = float("nan")
+    reduce[(1,)](x, rows, lows, sums, everything, 8, 16)
+    assert rows.isnan().tolist() == [i == 3 for i in range(8)] and everything.isnan().all()

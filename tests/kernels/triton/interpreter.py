@@ -36,8 +36,26 @@ def convert(array: np.ndarray, source: torch.dtype, target: torch.dtype) -> np.n
     return numbers.to(target).view(BITS[target.itemsize]).numpy().view(f"u{target.itemsize}")
 
 
+def reduce_by_halves(self, inputs: tuple) -> list:
+    """Return ``tl.reduce`` of ``inputs`` with a function that Triton has no shortcut for, half of an axis at a time."""
+    axis = self.axis
+    arrays = [x.handle.data for x in inputs]
+    if axis is None:
+        arrays, axis = [x.reshape(-1) for x in arrays], 0
+    while arrays[0].shape[axis] > 1:
+        halves = zip(*(np.split(x, 2, axis) for x in arrays))
+        first, second = ([self.to_tensor(x, i.dtype) for x, i in zip(half, inputs)] for half in halves)
+        combined = self.combine_fn.fn(*first, *second)
+        arrays = [x.handle.data for x in (combined if isinstance(combined, tuple) else (combined,))]
+    if not self.keep_dims:
+        arrays = [x.squeeze(axis)[()] for x in arrays]
+    elif self.axis is None:
+        arrays = [x.reshape((1,) * len(i.shape)) for x, i in zip(arrays, inputs)]
+    return [self.to_tensor(x, i.dtype) for x, i in zip(arrays, inputs)]
+
+
 def correct() -> None:
-    """Replace the interpreter's casts and its bfloat16 dot in this process; a second call changes nothing."""
+    """Replace the interpreter's casts, its bfloat16 dot and its reductions in this process; calling twice is fine."""
     original = interpreter._convert_float
     if getattr(original, "corrected", False):
         return
@@ -62,6 +80,7 @@ def correct() -> None:
         return original_dot(self, a, b, d, input_precision, max_num_imprecise_acc)
 
     interpreter.InterpreterBuilder.create_dot = create_dot
+    interpreter.ReduceOps.generic_reduce = reduce_by_halves
 
     original_trunc = interpreter.InterpreterBuilder.create_fp_trunc
 
