@@ -6,10 +6,28 @@ import torch
 
 from ..plan import AttentionPlan, BlockLists
 from . import op
-from .dispatch import BACKENDS, FP8_FORM, BackendError, backends, resolve_backend
+from .dispatch import (
+    BACKENDS,
+    FP8_FORM,
+    BackendError,
+    backends,
+    force_backend,
+    forget_backends,
+    requested,
+    resolve_backend,
+)
 from .spec import Spec
 
-__all__ = ["BACKENDS", "BackendError", "backends", "fps_attention", "make_spec", "resolve_backend"]
+__all__ = [
+    "BACKENDS",
+    "BackendError",
+    "backends",
+    "force_backend",
+    "forget_backends",
+    "fps_attention",
+    "make_spec",
+    "resolve_backend",
+]
 
 
 def fps_attention(
@@ -18,7 +36,9 @@ def fps_attention(
     """Return attention of ``q, k, v (B, S, H, D)`` by ``plan``, with q's shape and dtype.
 
     q and k are taken after RoPE; D is 64 or 128; S must be the plan's token count. Differentiable. ``auto`` takes the
-    best backend that can run (``resolve_backend`` says which and why), a named one raises BackendError if it cannot.
+    best backend that can run (``resolve_backend`` says which and why, ``force_backend`` overrides), a named one raises
+    BackendError if it cannot. Any strides will do as long as channels are contiguous: views of a fused projection are
+    read where they are; else the input is copied. Waits for nothing and reads nothing back from the device.
     Raises ValueError, one sentence, where q, k, v and the plan do not fit each other.
     """
     if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape:
@@ -28,7 +48,7 @@ def fps_attention(
         raise ValueError(f"q has {q.shape[1]} tokens, the plan's grid {plan.grid} has {plan.grid.tokens}; plan again.")
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"q, k and v must share one dtype, got {q.dtype}, {k.dtype} and {v.dtype}.")
-    name, _ = resolve_backend(backend, q.device, q.dtype, q.shape[-1], plan.attention)
+    name, _ = resolve_backend(requested(backend), q.device, q.dtype, q.shape[-1], plan.attention)
     layout = plan.layout
     if not q.device == k.device == v.device == layout.index.device:
         devices = f"{q.device}, {k.device} and {v.device}"

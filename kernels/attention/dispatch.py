@@ -124,8 +124,7 @@ def resolve_backend(
     """
     if backend not in BACKENDS:
         raise BackendError(f"'{backend}' is no backend; choose one of {', '.join(BACKENDS)}.")
-    if backend == "auto" and _forced is not None:
-        backend = _forced
+    backend = requested(backend)
     table = _table(torch.device(device), dtype, head_dim, attention)
     reasons = dict(table)
     if backend != "auto":
@@ -142,6 +141,16 @@ def resolve_backend(
             what = ": int8 in place of fp8" if name == "triton-int8" else ""
             return name, f"{name} runs in place of {best} ({reasons[best]}){what}."
     raise BackendError(f"no backend can run this attention ({_listing(table)}); leave it dense.")
+
+
+# Compiled code takes the answer as a constant and does not look into how it was found. This is all that
+# torch.compiler.assume_constant_result does; calling that would import the compiler together with the pack.
+resolve_backend._dynamo_marked_constant = True
+
+
+def requested(backend: str) -> str:
+    """Return the backend that a call names, or the forced one for 'auto'. Compiled code watches this."""
+    return _forced if backend == "auto" and _forced is not None else backend
 
 
 def _listing(table: tuple) -> str:

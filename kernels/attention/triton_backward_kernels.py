@@ -1,4 +1,4 @@
-"""The Triton kernels of the sparse backward: what rows need, then dQ over the lists, then dK and dV over their transpose.
+"""The Triton kernels of the sparse backward: what rows need, dQ over the lists, dK and dV over their transpose.
 
 Imports triton, so it is imported only by the launcher, and only when that path is asked for.
 
@@ -33,9 +33,11 @@ def backward_rows(
     lse_ptr,
     rowmax_ptr,
     index_ptr,
+    q_scale_ptr,
     tiled_ptr,
     bias_ptr,
     delta_ptr,
+    scaled_delta_ptr,
     grad_batch,
     grad_head,
     grad_row,
@@ -46,11 +48,13 @@ def backward_rows(
     tokens,
     index_width,
     ROUNDED: tl.constexpr,
+    SCALE_PER_TOKEN: tl.constexpr,
     SLOTS: tl.constexpr,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write, in tile order, the gradient's rows, ``bias`` and ``delta``; 0, ``NOTHING`` and 0 where nothing is.
+    """Write, in tile order, the gradient's rows, ``bias`` and ``delta``, and ``delta`` times the query's scale; where a
+    row is dead or sees nothing, ``bias`` is ``NOTHING`` and the rest is 0.
 
     grad and out are ``(B, S, H, D)``, any strides; lse and rowmax ``(B, H, S)``. ROUNDED: weights are exp2 of the score
     less the maximum, times 2^8, so gradient and delta are divided by the sum that the forward divided by.
@@ -81,6 +85,11 @@ def backward_rows(
     tl.store(tiled_ptr + target[:, None] * D + channels[None, :], grad.to(tiled_ptr.dtype.element_ty))
     tl.store(bias_ptr + target, tl.where(filled, bias, NOTHING))
     tl.store(delta_ptr + target, delta)
+    if SCALE_PER_TOKEN:
+        q_scale = tl.load(q_scale_ptr + target)
+    else:
+        q_scale = tl.load(q_scale_ptr + (batch_head * (tl.num_programs(0) // BLOCKS) + tl.program_id(0) // BLOCKS))
+    tl.store(scaled_delta_ptr + target, delta * q_scale)
 
 
 @triton.jit(do_not_specialize=_COUNTS)
@@ -139,7 +148,7 @@ def backward_queries(
         ids_ptr, count_ptr, pattern_ptr, batch_head, q_tile, heads, tiles, ids_width, patterns, pattern_batch
     )
     dq = tl.zeros([BLOCK, D], tl.float32)
-    for step in range(0, count * STEPS):
+    for step in range(0, tl.maximum(count * STEPS, 1)):
         k_tile = _tile(list_ptr + step // STEPS, tiles)
         row = (first_tile + k_tile).to(tl.int64) * SLOTS + (step % STEPS) * STEP
         keys = _load(k, row, D, STEP, DESCRIPTORS)
@@ -160,7 +169,8 @@ def backward_queries(
         weights = tl.exp2(tl.minimum(exponent, LARGEST))
         dq = tl.dot((weights * dp).to(keys.dtype), keys, dq, input_precision="ieee")
 
-    _store(dq_ptr, dq * scale, index_ptr, q_tile, tl.program_id(0) % BLOCKS, batch_head, heads, tokens, index_width)
+    dq = tl.where(count > 0, dq * scale, 0.0)
+    _store(dq_ptr, dq, index_ptr, q_tile, tl.program_id(0) % BLOCKS, batch_head, heads, tokens, index_width)
 
 
 @triton.jit(do_not_specialize=_COUNTS)
@@ -172,7 +182,7 @@ def backward_keys(
     q_scale_ptr,
     k_scale_ptr,
     bias_ptr,
-    delta_ptr,
+    scaled_delta_ptr,
     dk_ptr,
     dv_ptr,
     index_ptr,
@@ -218,34 +228,34 @@ def backward_keys(
     )
     dk = tl.zeros([BLOCK, D], tl.float32)
     dv = tl.zeros([BLOCK, D], tl.float32)
-    for step in range(0, count * STEPS):
+    for step in range(0, tl.maximum(count * STEPS, 1)):
         q_tile = _tile(list_ptr + step // STEPS, tiles)
         row = (first_tile + q_tile).to(tl.int64) * SLOTS + (step % STEPS) * STEP
         rows = row + tl.arange(0, STEP)
         queries = _load(q, row, D, STEP, DESCRIPTORS)
         grads = _load(grad, row, D, STEP, DESCRIPTORS)
-        bias = tl.load(bias_ptr + rows)
-        delta = tl.load(delta_ptr + rows)
         scores = tl.dot(keys, queries.T, input_precision="ieee")
-        # The scale of a query belongs to the product with the queries' codes below; here it costs nothing.
+        # Vectors along the columns take many registers, so each is read just before it is needed.
+        bias = tl.load(bias_ptr + rows)
         if SCALE_PER_TOKEN:
-            q_factor = tl.load(q_scale_ptr + rows)
-            exponent = (scores * k_factor[:, None]) * q_factor[None, :] - bias[None, :]
+            q_factor = tl.load(q_scale_ptr + rows)[None, :]
+            exponent = (scores * k_factor[:, None]) * q_factor - bias[None, :]
         else:
             q_factor = tl.load(q_scale_ptr + first_tile + q_tile)
             exponent = scores * (q_factor * k_factor) - bias[None, :]
         weights = tl.exp2(exponent)
-        rounded = weights.to(tl.float8e4nv) if ROUNDED else weights
+        # Back by way of 16 and 32 bits: the direct conversion takes turns with exp2 in the same slow unit.
+        rounded = weights.to(tl.float8e4nv).to(tl.float16).to(tl.float32) if ROUNDED else weights
         dv = tl.dot(rounded.to(grads.dtype), grads, dv, input_precision="ieee")
         dp = tl.dot(values, grads.T, input_precision="ieee")
-        if SCALE_PER_TOKEN:
-            dp = dp * q_factor[None, :] - (delta * q_factor)[None, :]
-        else:
-            dp = dp * q_factor - (delta * q_factor)[None, :]
-        dk = tl.dot((weights * dp).to(queries.dtype), queries, dk, input_precision="ieee")
+        # The scale of a query belongs to the product with the queries' codes; here it costs nothing.
+        delta = tl.load(scaled_delta_ptr + rows)
+        ds = weights * (dp * q_factor - delta[None, :])
+        dk = tl.dot(ds.to(queries.dtype), queries, dk, input_precision="ieee")
 
+    dk, dv = tl.where(count > 0, dk * scale, 0.0), tl.where(count > 0, dv, 0.0)
     part = tl.program_id(0) % BLOCKS
-    _store(dk_ptr, dk * scale, index_ptr, k_tile, part, batch_head, heads, tokens, index_width)
+    _store(dk_ptr, dk, index_ptr, k_tile, part, batch_head, heads, tokens, index_width)
     _store(dv_ptr, dv, index_ptr, k_tile, part, batch_head, heads, tokens, index_width)
 
 
@@ -253,8 +263,10 @@ def backward_keys(
 def _load(source, row, D: tl.constexpr, ROWS: tl.constexpr, DESCRIPTORS: tl.constexpr):
     """Return ``ROWS`` consecutive rows of ``source (rows, D)`` from ``row`` on."""
     if DESCRIPTORS:
-        return source.load([row.to(tl.int32), 0])
-    return tl.load(source + row * D + (tl.arange(0, ROWS)[:, None] * D + tl.arange(0, D)[None, :]))
+        rows = source.load([row.to(tl.int32), 0])
+    else:
+        rows = tl.load(source + row * D + (tl.arange(0, ROWS)[:, None] * D + tl.arange(0, D)[None, :]))
+    return rows
 
 
 @triton.jit
@@ -268,7 +280,11 @@ def _tokens(index_ptr, tile, part, tokens, index_width, BLOCK: tl.constexpr):
 
 @triton.jit
 def _list(ids_ptr, count_ptr, pattern_ptr, batch_head, tile, heads, tiles, ids_width, patterns, pattern_batch):
-    """Return where the list of a tile under its head's pattern starts, and its length; never beyond the table."""
+    """Return where the list of a tile under its head's pattern starts, and its length; never beyond the table.
+
+    The loops over a list run at least once, and an empty list's sums are dropped: were a loop skipped, its sums would
+    come from elsewhere than its products, and the assembler would then run Hopper's products one by one.
+    """
     pattern = tl.load(pattern_ptr + (batch_head // heads) * pattern_batch + batch_head % heads)
     entry = tl.minimum(tl.maximum(pattern, 0), patterns - 1).to(tl.int64) * tiles + tile
     return ids_ptr + entry * ids_width, tl.minimum(tl.load(count_ptr + entry), ids_width)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+import types
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from fpsattention.kernels.attention import (
     BACKENDS,
     BackendError,
     backends,
+    force_backend,
+    forget_backends,
     fps_attention,
     make_spec,
     op,
@@ -188,32 +192,90 @@ def test_a_cpu_takes_the_reference_and_says_so():
         assert [name for name, _ in table] == list(BACKENDS[1:]) and dict(table)["reference"] is None
 
 
+@pytest.fixture
+def card(monkeypatch):
+    """Return a function that pretends to have a card of the given capability."""
+
+    def pretend(capability: int) -> None:
+        monkeypatch.setattr(dispatch_module.triton_runtime, "available", lambda device: None)
+        monkeypatch.setattr(dispatch_module.triton_runtime, "interpreted", lambda: False)
+        monkeypatch.setattr(dispatch_module.triton_runtime, "capability", lambda device: capability)
+        monkeypatch.setattr(dispatch_module, "_triton_reason", lambda needs: None)
+        forget_backends()
+
+    return pretend
+
+
+INT8_NOTE = "triton-fp8 (needs compute capability 8.9, this card has 8.0): int8 in place of fp8"
+
+
 @pytest.mark.parametrize(
     ("capability", "dtype", "attention", "expected", "note"),
     [
-        ((9, 0), torch.bfloat16, "fp8", "triton-fp8", None),
-        ((8, 9), torch.float16, "fp8", "triton-fp8", None),
-        ((9, 0), torch.bfloat16, "bf16", "triton-bf16", None),
-        ((8, 0), torch.bfloat16, "fp8", "triton-bf16", "triton-fp8 (needs compute capability 8.9, this card has 8.0)"),
-        ((7, 5), torch.float16, "bf16", "reference", "triton-bf16 (needs compute capability 8.0, this card has 7.5)"),
-        ((9, 0), torch.float32, "fp8", "reference", "triton-fp8 (takes bfloat16, float16, not float32)"),
+        (90, torch.bfloat16, "fp8", "triton-fp8", None),
+        (89, torch.float16, "fp8", "triton-fp8", None),
+        (120, torch.float16, "fp8", "triton-fp8", None),
+        (90, torch.bfloat16, "bf16", "triton-bf16", None),
+        (80, torch.bfloat16, "fp8", "triton-int8", INT8_NOTE),
+        (80, torch.bfloat16, "bf16", "triton-bf16", None),
+        (75, torch.float16, "bf16", "reference", "triton-bf16 (needs compute capability 8.0, this card has 7.5)"),
+        (90, torch.float32, "fp8", "reference", "triton-fp8 (takes bfloat16, float16, not float32)"),
     ],
 )
-def test_auto_says_what_runs_in_place_of_what(monkeypatch, capability, dtype, attention, expected, note):
-    monkeypatch.setattr(dispatch_module.triton_runtime, "available", lambda device: None)
-    monkeypatch.setattr(dispatch_module.triton_runtime, "interpreted", lambda: False)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+def test_auto_says_what_runs_in_place_of_what(card, capability, dtype, attention, expected, note):
+    card(capability)
     name, said = resolve_backend("auto", "cuda", dtype, 128, attention)
     assert name == expected
     assert said == (f"{expected} runs in place of {note}." if note else None)
 
 
-def test_a_chosen_backend_without_fp8_says_that_fp8_is_lost(monkeypatch):
+def test_int8_is_not_for_cards_with_fp8(card):
+    card(90)
+    with pytest.raises(
+        BackendError, match=r"triton-int8: is for cards without FP8, this one has compute capability 9\.0"
+    ):
+        resolve_backend("triton-int8", "cuda", torch.bfloat16, 128, "fp8")
+
+
+def test_an_old_triton_is_a_reason(card, monkeypatch):
+    card(90)
+    monkeypatch.undo()
     monkeypatch.setattr(dispatch_module.triton_runtime, "available", lambda device: None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(__version__="3.2.0+git1"))
+    forget_backends()
+    reasons = dict(backends("cuda", torch.bfloat16, 128, "fp8"))
+    assert reasons["triton-fp8"] == "needs triton 3.4 or newer, this one is 3.2.0+git1"
+
+
+def test_a_chosen_backend_without_fp8_says_that_fp8_is_lost(card):
+    card(90)
     name, note = resolve_backend("triton-bf16", "cuda", torch.bfloat16, 128, "fp8")
     assert name == "triton-bf16" and "without FP8" in note
     assert resolve_backend("triton-bf16", "cuda", torch.bfloat16, 128, "bf16") == ("triton-bf16", None)
+
+
+def test_a_backend_can_be_forced_for_a_while(card):
+    card(90)
+    with force_backend("triton-bf16"):
+        assert resolve_backend("auto", "cuda", torch.bfloat16, 128, "fp8")[0] == "triton-bf16"
+        assert resolve_backend("triton-fp8", "cuda", torch.bfloat16, 128, "fp8")[0] == "triton-fp8"
+        with force_backend("auto"):
+            assert resolve_backend("auto", "cuda", torch.bfloat16, 128, "fp8")[0] == "triton-fp8"
+        with force_backend("reference"), pytest.raises(RuntimeError, match="inside"):
+            raise RuntimeError("inside")
+        assert resolve_backend("auto", "cuda", torch.bfloat16, 128, "fp8")[0] == "triton-bf16"
+    assert resolve_backend("auto", "cuda", torch.bfloat16, 128, "fp8")[0] == "triton-fp8"
+    with pytest.raises(BackendError, match="'fast' is no backend; choose one of auto"), force_backend("fast"):
+        pass
+
+
+def test_compiled_code_notices_a_forced_backend():
+    plan, inputs, _ = scene(ROWS[1], grad=False)
+    compiled = torch.compile(lambda *x: fps_attention(*x, plan), fullgraph=True, backend="aot_eager")
+    expected = compiled(*inputs)
+    with force_backend("triton-fp8"), pytest.raises(Exception, match="cannot run here"):
+        compiled(*inputs)
+    assert torch.equal(compiled(*inputs), expected)
 
 
 def test_sparsity_only_backends_have_no_fp8_in_the_backward(monkeypatch):
