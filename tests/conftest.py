@@ -27,7 +27,12 @@ def _one_thread():
 
 
 def require_gpu() -> torch.device:
-    """Return the CUDA device; skip the test without one, or fail it where ``REQUIRE_GPU=1`` demands one."""
+    """Return the CUDA device; skip the test without one, or fail it where ``REQUIRE_GPU=1`` demands one.
+
+    With ``GPU_STANDIN=1`` the CPU takes its place, to try the tests themselves (with ``TRITON_INTERPRET=1``).
+    """
+    if os.environ.get("GPU_STANDIN") == "1":
+        return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda")
     if os.environ.get("REQUIRE_GPU") == "1":
