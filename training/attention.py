@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ..kernels.attention import fps_attention
-from ..kernels.plan import AttentionPlan, Plans
+from ..kernels.plan import AttentionPlan
 from .model import WanTransformer3DModel
 from .sparse import SparseAttention, latent_grid
 
@@ -31,14 +31,20 @@ def _wan_processor() -> type:
     return WanAttnProcessor
 
 
-class StepState:
-    """The plan per layer that a model's self-attention follows until the step is left."""
+# What a layer holds outside a step.
+_OUTSIDE = "outside"
 
-    def __init__(self, heads: int) -> None:
+
+class StepState:
+    """The plan per layer that a model's self-attention follows until the step is left.
+
+    Every layer is handed its plan on entry, so that compiled blocks only read it.
+    """
+
+    def __init__(self, heads: int, layers: Sequence[torch.nn.Module]) -> None:
         self.heads = heads
-        self._plans: Plans | None = None
+        self._layers = list(layers)
         self._sigma: float | None = None
-        self._backend = "auto"
 
     @contextlib.contextmanager
     def step(self, attention: SparseAttention, sigma: float, latent_shape: Sequence[int]) -> Iterator[None]:
@@ -51,35 +57,35 @@ class StepState:
                 f"an attention step at sigma {self._sigma:g} is still open; leave it (after backward) "
                 f"before entering sigma {sigma:g}"
             )
-        self._plans = attention.plans(latent_grid(latent_shape), self.heads)
-        self._sigma, self._backend = float(sigma), attention.backend
+        plans = attention.plans(latent_grid(latent_shape), self.heads)
+        per_layer = [
+            None if plans is None else plans.at(float(sigma), i, next(layer.parameters()).device)
+            for i, layer in enumerate(self._layers)
+        ]
+        self._sigma = float(sigma)
         try:
+            for layer, plan in zip(self._layers, per_layer):
+                layer.processor.plan, layer.processor.backend = plan, attention.backend
             yield
         finally:
-            self._plans, self._sigma = None, None
-
-    def plan(self, layer: int, device: torch.device) -> AttentionPlan | None:
-        """Return the plan of a layer, None for dense; raises RuntimeError outside a step."""
-        if self._sigma is None:
-            raise RuntimeError("the model ran outside an attention step; wrap forward and backward in StepState.step")
-        return None if self._plans is None else self._plans.at(self._sigma, layer, device)
-
-    @property
-    def backend(self) -> str:
-        """The backend that the step asks for."""
-        return self._backend
+            self._sigma = None
+            for layer in self._layers:
+                layer.processor.plan = _OUTSIDE
 
 
 class SelfAttention(_wan_processor()):  # type: ignore[misc]
     """Diffusers' processor for dense steps, ours for steps with a plan."""
 
-    def __init__(self, state: StepState, layer: int) -> None:
+    def __init__(self, state: StepState) -> None:
         super().__init__()
-        self.state, self.layer = state, layer
+        self.state, self.backend = state, "auto"
+        self.plan: AttentionPlan | str | None = _OUTSIDE
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
         """Return self-attention's output (B, S, dim)."""
-        plan = self.state.plan(self.layer, hidden_states.device)
+        plan = self.plan
+        if isinstance(plan, str):
+            raise RuntimeError("the model ran outside an attention step; wrap forward and backward in StepState.step")
         if plan is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         q = attn.norm_q(attn.to_q(hidden_states)).unflatten(-1, (attn.heads, -1))
@@ -88,7 +94,7 @@ class SelfAttention(_wan_processor()):  # type: ignore[misc]
         q, k = rotate(q, *rotary_emb).to(v.dtype), rotate(k, *rotary_emb).to(v.dtype)
         # The op chooses its own precisions: autocast inside it would change them.
         with torch.autocast(q.device.type, enabled=False):
-            out = fps_attention(q, k, v, plan, backend=self.state.backend).flatten(2)
+            out = fps_attention(q, k, v, plan, backend=self.backend).flatten(2)
         return attn.to_out[1](attn.to_out[0](out))
 
 
@@ -103,7 +109,7 @@ def attention_state(model: WanTransformer3DModel) -> StepState:
     first = model.blocks[0].attn1.processor
     if isinstance(first, SelfAttention):
         return first.state
-    state = StepState(model.config.num_attention_heads)
-    for layer, block in enumerate(model.blocks):
-        block.attn1.set_processor(SelfAttention(state, layer))
+    state = StepState(model.config.num_attention_heads, [block.attn1 for block in model.blocks])
+    for block in model.blocks:
+        block.attn1.set_processor(SelfAttention(state))
     return state

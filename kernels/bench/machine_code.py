@@ -10,6 +10,8 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,9 @@ def _tool(*command: str) -> str:
 
 def examine(launch: Launch, capability: int) -> Row:
     """Return registers, local and shared memory, instruction counts and the hot loop of one compiled launch."""
+    began = time.perf_counter()
     kernel = compiled(launch, capability)
+    seconds = time.perf_counter() - began
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
         cubin.write_bytes(kernel.asm["cubin"])
@@ -47,6 +51,7 @@ def examine(launch: Launch, capability: int) -> Row:
     ptx = kernel.asm["ptx"]
     row = {
         "kernel": launch.name,
+        "seconds": round(seconds, 1),
         "constants": {k: v for k, v in launch.constants.items() if isinstance(v, int | float | str)},
         "descriptors": sum(type(arg).__name__ == "TensorDescriptor" for arg in launch.args),
         "warps": int(re.search(r"\.(?:req|max)ntid (\d+)", ptx)[1]) // 32,
@@ -77,23 +82,23 @@ def _loop(launch: Launch, found: list[list[sass.Instruction]], warps: int) -> Ro
 
     A score element is one (query, key) pair. ``n`` instructions per thread and pass are ``n`` warp instructions of 32
     lanes each; over the elements that a warp works off in a pass, that is what a multiprocessor's 128 lanes a clock are
-    spent on. The elements follow from the products of the matrix instructions, so unrolling does not matter. Both
-    sides of a branch count.
+    spent on. Both sides of a branch count; multiply-adds are those of the matrix instructions.
     """
     if not found or launch.name not in PRODUCTS:
         return None
     code = found[0]
     constants = launch.constants
-    elements = sass.products(code) / (PRODUCTS[launch.name] * constants["D"])
-    if not elements:  # sm_100's matrix instructions do not name their shape: the blocks of one step
-        step = constants.get("BLOCK_N") or constants["STEP"]
-        elements = constants.get("BLOCK_M", constants.get("BLOCK", 0)) * step / warps
-        elements *= 2 if constants.get("PAIRS") else 1
+    step = constants.get("BLOCK_M", constants.get("BLOCK", 0)) * (constants.get("BLOCK_N") or constants["STEP"]) / warps
+    step *= 2 if constants.get("PAIRS") else 1
+    # The assembler may unroll, and warps that specialize share a step with others: the products tell how far.
+    done = sass.products(code) / (PRODUCTS[launch.name] * constants["D"]) / step
+    elements = step * (max(1, round(done)) if done > 0.75 or not done else 1 / round(1 / done))
     lanes = 32 / elements
     return {
         "instructions": len(code),
         "elements": elements,
         "per_element": round(len(code) * lanes, 3),
+        "mma": dict(Counter(i.name for i in code if sass.classify(i.name) == "mma")),
         "classes": {name: round(n * lanes, 3) for name, n in sass.class_counts(code).items()},
         "counts": sass.counts(code),
     }
@@ -185,7 +190,7 @@ def record(rows: list[Row]) -> None:
     for row in rows:
         if "error" in row:
             raise ValueError(f"{name_of(row)} does not compile ({row['error']}); nothing was recorded.")
-    kept = [{k: v for k, v in row.items() if k not in ("counts", "wide")} for row in rows]
+    kept = [{k: v for k, v in row.items() if k not in ("counts", "wide", "seconds")} for row in rows]
     lines = ",\n".join(json.dumps(row) for row in kept)
     RECORD.write_text(f'{{"triton": "{triton.__version__}", "rows": [\n{lines}\n]}}\n', encoding="utf-8")
 
@@ -193,6 +198,24 @@ def record(rows: list[Row]) -> None:
 def recorded() -> list[Row]:
     """Return the recorded rows."""
     return json.loads(RECORD.read_text(encoding="utf-8"))["rows"]
+
+
+def recorded_with() -> str:
+    """Return the version of Triton that the record was made with."""
+    return json.loads(RECORD.read_text(encoding="utf-8"))["triton"]
+
+
+def _account(result: Path | None, write: bool) -> int:
+    from . import account
+    from .readme import newest
+    from .store import read_json
+
+    found = (result, read_json(result)) if result else newest()
+    text = account.block(found and found[1])
+    sys.stdout.write(text)
+    if write:
+        account.README.write_text(account.place(account.README.read_text(encoding="utf-8"), text), encoding="utf-8")
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -203,10 +226,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write every number to this file")
     parser.add_argument("--loop", action="store_true", help="also print the hot loops' instructions by name")
     parser.add_argument("--record", action="store_true", help=f"write {RECORD.name}, which the tests compare with")
+    parser.add_argument(
+        "--account", action="store_true", help="compile nothing; print the account of the recorded kernels' time"
+    )
+    parser.add_argument("--result", type=Path, help="with --account: a benchmark's result to put beside it")
+    parser.add_argument("--write", action="store_true", help="with --account: also put it into kernels/README.md")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args(arguments)
     if options.record and (options.arch or options.match):
         parser.error("--record takes every variant and card; leave --arch and --match out")
+    if options.account:
+        return _account(options.result, options.write)
     chosen = [variant for variant in variants() if options.match in variant.name]
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache

@@ -119,3 +119,23 @@ def test_grid_of_latents():
     assert (grid.t, grid.h, grid.w) == (8, 8, 12)
     with pytest.raises(ValueError, match="multiples of 16"):
         latent_grid((16, 8, 15, 24))
+
+
+@torch.no_grad()
+def test_compiled_blocks_have_no_break_and_equal_output(model, inputs):
+    """``fullgraph`` raises at the first graph break; a second phase compiles once more, a known one does not."""
+    attention = sparse("0.5 fp8 x1 all 2 2\n0 bf16 - all 4 2")
+    expected = {sigma: run(model, inputs, attention, sigma) for sigma in (0.7, 0.2)}
+    twin = copy.deepcopy(model)
+    torch._dynamo.reset()
+    compiled = []
+
+    def backend(graph, example_inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    for block in twin.blocks:
+        block.compile(fullgraph=True, backend=backend)
+    for sigma, graphs in ((0.7, 1), (0.2, 2), (0.7, 2)):
+        assert torch.equal(run(twin, inputs, attention, sigma), expected[sigma])
+        assert len(compiled) == graphs
