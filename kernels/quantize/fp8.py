@@ -82,7 +82,8 @@ def channel_scales(v: torch.Tensor) -> torch.Tensor:
 
 
 def _scale(amax: torch.Tensor, largest: float, smallest: float) -> torch.Tensor:
-    scale = amax / largest
+    # By a tensor: a GPU multiplies by the reciprocal of a plain number, which rounds twice.
+    scale = amax / torch.full_like(amax, largest)
     # Zero, or not finite in a broken tile: scale 1 keeps what is broken where it is.
     return torch.where((scale > smallest) & scale.isfinite(), scale, torch.ones_like(scale))
 

@@ -24,6 +24,9 @@ __all__ = ["V_ORDER", "Quantized", "quantize", "tiles_for_backward"]
 # a tile is reduced over its rows, twice as many per thread halve what crosses warps.
 _PER_THREAD = 32
 _PER_THREAD_EXTREMES = 64
+# What lets four programs of 64 slots share a multiprocessor. The compiler keeps to it without spilling when 16-bit
+# numbers become codes, the case that matters, but does not always try.
+_REGISTERS = 64
 # Tokens that a program of the channel statistics takes at once, and how many programs share the sequence: some four
 # waves on an H200, and the same number on every card, so that no sum depends on the card.
 STATISTICS_ROWS = 32
@@ -264,6 +267,7 @@ def _write(
     else:
         scales = tuple(torch.empty(shape, dtype=torch.float32, device=q.device) for _ in range(2))
         granularity = {"token": "token", "x1": "tile"}.get(spec.granularity, "cube")
+    limited = transposed and q.element_size() == 2
     s = statistics
     triton_runtime.launch(
         write_tiles,
@@ -281,5 +285,6 @@ def _write(
         SLOTS=slots,
         D=dim,
         num_warps=_warps(slots * dim),
+        **({"maxnreg": _REGISTERS} if limited else {}),
     )
     return scales
