@@ -41,6 +41,25 @@ class BlockLists:
         arrays = (*block_lists(masks), pattern_of_head, *block_lists(masks.transpose(0, 2, 1)))
         return BlockLists(*(torch.from_numpy(np.ascontiguousarray(a, dtype=np.int32)).to(device) for a in arrays))
 
+    def problem(self, tiles: int, batch: int, heads: int) -> str | None:
+        """Return what is wrong with the form of these lists for a call on ``tiles``, ``batch`` and ``heads``, or None.
+
+        Values are not looked at: that would wait for the device (see ``Spec.check``).
+        """
+        tensors = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        for name, x in tensors.items():
+            if x.dtype != torch.int32 or x.device != self.ids.device:
+                return f"{name} is {x.dtype} on {x.device}, the lists must be torch.int32 on {self.ids.device}"
+        patterns = self.ids.shape[0]
+        for name in ("ids", "key_ids"):
+            shape, counts = tuple(tensors[name].shape), tensors["count" if name == "ids" else "key_count"]
+            if len(shape) != 3 or shape[1] != tiles or tuple(counts.shape) != (patterns, tiles) or shape[0] != patterns:
+                return f"{name} has shape {shape} and its counts {tuple(counts.shape)}, there are {tiles} tiles"
+        per = tuple(self.pattern_of_head.shape)
+        if per not in ((1, heads), (batch, heads)):
+            return f"the patterns are for {per[0]} samples of {per[-1]} heads, q has {batch} of {heads}"
+        return None
+
 
 @dataclass(frozen=True, eq=False)
 class Layout:

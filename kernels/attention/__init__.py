@@ -54,12 +54,8 @@ def fps_attention(
         devices = f"{q.device}, {k.device} and {v.device}"
         raise ValueError(f"q, k and v are on {devices}, the plan is on {layout.index.device}; plan for their device.")
     lists = plan.lists_for(q, k)
-    patterns = tuple(lists.pattern_of_head.shape)
-    if patterns not in ((1, q.shape[2]), (q.shape[0], q.shape[2])):
-        raise ValueError(
-            f"q has {q.shape[0]} samples of {q.shape[2]} heads, the plan's patterns are for {patterns[0]} of "
-            f"{patterns[1]}; plan again."
-        )
+    if problem := lists.problem(layout.index.shape[0], q.shape[0], q.shape[2]):
+        raise ValueError(f"the plan's lists do not fit: {problem}; plan again.")
     spec = make_spec(plan, lists, name)
     return op.attention_forward(q, k, v, *spec.tensors, *spec.scalars, name)[0]
 

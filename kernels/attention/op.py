@@ -35,6 +35,7 @@ def attention_forward(
     """Return ``(out (B,S,H,D), lse (B,H,S), rowmax (B,H,S))``; the last two float32 in log2 units. See ``Spec``."""
     tensors = (index, live, cube, ids, count, pattern_of_head, key_ids, key_count)
     spec = Spec.make(*tensors, cubes, uniform, last, granularity, smooth_k, form)
+    spec.check()
     # The numerics are decided here; autocast would turn single products into bf16.
     with torch.autocast(q.device.type, enabled=False):
         return run_forward(backend, q, k, v, spec)

@@ -53,3 +53,22 @@ class Spec:
         """Return the spec of ``*tensors, *scalars``."""
         *head, granularity, smooth_k, form = values
         return Spec(*head, granularity or None, smooth_k, form)
+
+    def check(self) -> None:
+        """Raise ValueError, one sentence, if a list names what is not there. On a CPU only: elsewhere a look would wait
+        for the device, and the kernels move every index into range."""
+        if self.ids.device.type != "cpu":
+            return
+        tiles, patterns = self.index.shape[0], self.ids.shape[0]
+        limits = {
+            "ids": tiles,
+            "count": self.ids.shape[2] + 1,
+            "pattern_of_head": patterns,
+            "key_ids": tiles,
+            "key_count": self.key_ids.shape[2] + 1,
+        }
+        for name, limit in limits.items():
+            low, high = (int(x) for x in torch.aminmax(getattr(self, name)))
+            if low < 0 or high >= limit:
+                found = f"{name} holds {low} to {high}, allowed are 0 to {limit - 1}"
+                raise ValueError(f"the plan's lists do not fit: {found}; plan again.")

@@ -95,13 +95,15 @@ def launch_options(
     """
     if dtype == torch.float32:
         return {"BLOCK": min(slots, 32), "STEP": min(slots, 32), "DESCRIPTORS": False, "num_warps": 4, "num_stages": 1}
-    # Hopper and data-center Blackwell: one warpgroup per 64 rows of its own. dK and dV take all registers at 64 rows
-    # a step, dQ has room for 128. Others: eight warps share 64 rows, since four would need more registers than there
-    # are; 72 KiB of shared memory fit every card.
+    # Hopper and data-center Blackwell: one warpgroup for every 64 rows of its own. dK and dV fill its registers at 64
+    # rows a step, dQ leaves room for 128. Others: 64 rows are shared by eight warps, or by four with a narrow head.
     wide = capability in (90, 100, 103)
     block = min(slots, 128 if wide else 64)
-    step = block if not over_keys and dim == 128 else min(slots, 64)
-    warps = max(1, block // 16) if wide else 8 if block == 64 else max(1, block // 8)
+    if wide:
+        step, warps = (block if dim == 128 and not over_keys else min(block, 64)), max(4, block // 16)
+    else:
+        step, warps = (min(block, 64), 8) if dim == 128 and block == 64 else (min(block, 32), 4)
+    warps = min(warps, block // 8)
     return {"BLOCK": block, "STEP": step, "DESCRIPTORS": capability >= 90, "num_warps": warps, "num_stages": 2}
 
 

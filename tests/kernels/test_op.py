@@ -126,8 +126,8 @@ def test_tensors_that_do_not_fit_have_a_sentence():
         ((q, k, v[..., :32], plan), [str(tuple(v[..., :32].shape))]),
         ((q, k[:, :, :1], v[:, :, :1], plan), ["share one shape"]),
         ((q[:, 1:], k[:, 1:], v[:, 1:], plan), [f"{GRID.tokens - 1} tokens", str(GRID.tokens), "plan again"]),
-        ((q[:, :, :1], k[:, :, :1], v[:, :, :1], plan), ["1 heads", "of 2", "plan again"]),
-        ((q, k, v, other_plan), ["2 samples", "for 3 of 2", "plan again"]),
+        ((q[:, :, :1], k[:, :, :1], v[:, :, :1], plan), ["of 1", "of 2 heads", "plan again"]),
+        ((q, k, v, other_plan), ["2 of 2", "for 3 samples", "plan again"]),
         ((q, k.bfloat16(), v, plan), ["one dtype", "torch.bfloat16"]),
         ((meta, meta, meta, plan), ["are on meta", "the plan is on cpu"]),
     ):
@@ -135,6 +135,25 @@ def test_tensors_that_do_not_fit_have_a_sentence():
             fps_attention(*call)
         for name in names:
             assert name in sentence(str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("ids", lambda x: x + 1000, "ids holds 1000 to 10"),
+        ("ids", lambda x: x.long(), "ids is torch.int64"),
+        ("ids", lambda x: x[:, 1:], "tiles"),
+        ("count", lambda x: x + 99, "count holds 1"),
+        ("key_ids", lambda x: x - 1, "key_ids holds -1 to"),
+        ("pattern_of_head", lambda x: x + 1, "pattern_of_head holds 1 to 1, allowed are 0 to 0"),
+    ],
+)
+def test_damaged_lists_have_a_sentence(name, change, words):
+    plan, (q, k, v), _ = scene(ROWS[1], grad=False)
+    damaged = oracle.with_lists(plan, dataclasses.replace(plan.lists, **{name: change(getattr(plan.lists, name))}))
+    with pytest.raises(ValueError, match="the plan's lists do not fit") as caught:
+        fps_attention(q, k, v, damaged)
+    assert words in sentence(str(caught.value))
 
 
 @pytest.mark.parametrize(
