@@ -1,17 +1,29 @@
 # make demo   the main job end to end, on real input (about eight minutes on two cores)
 # make test   every test; what needs a GPU or ComfyUI skips with its reason
-# make gpu    the tests that need a CUDA card; none of them may skip
+# make gpu-smoke   on a machine with a CUDA card, run this first: every kernel once, checked, in three minutes
+# make gpu    what needs a CUDA card: benchmark, tests, whole step, sanitizer (BUDGET=seconds, PARTS=bench,tests,...)
+# make wheels the wheels that a card's machine without network lacks, trimmed, into .wheels/
+#
+# The GPU targets also run where there is no virtual environment and no network: make gpu RUN=python3
+# STANDIN=1 runs them on a CPU, to try the path; RESULTS=folder puts their results elsewhere.
 
 PYTHON ?= python3
 VENV   ?= .venv
 # Any torch works that suits the machine: for example make demo TORCH="torch --index-url <your wheel index>"
 TORCH  ?= torch==2.13.0
-RUN    := $(VENV)/bin/python
+# A RUN from outside is used as it is: nothing is installed for the GPU targets then.
+GPU_NEEDS := $(if $(filter undefined,$(origin RUN)),$(VENV)/.tests)
+RUN    ?= $(VENV)/bin/python
 PIP    := $(RUN) -m pip install --quiet --disable-pip-version-check
 CLIP   ?=
 ARGS   ?=
+BUDGET ?= 1500
+PARTS  ?=
+RESULTS ?=
+STANDIN ?=
+SUITE  := --budget $(BUDGET) $(if $(PARTS),--parts $(PARTS)) $(if $(RESULTS),--results $(RESULTS)) $(if $(STANDIN),--standin)
 
-.PHONY: demo test lint gpu embedded clean
+.PHONY: demo test lint gpu gpu-smoke wheels embedded clean
 
 demo: $(VENV)/.trainer
 	$(RUN) -m training.demo $(if $(CLIP),--clip $(CLIP)) $(ARGS)
@@ -25,8 +37,14 @@ lint: $(VENV)/.tests
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-gpu: $(VENV)/.tests
-	REQUIRE_GPU=1 $(RUN) -m pytest -m gpu $(ARGS)
+gpu-smoke: $(GPU_NEEDS)
+	$(RUN) tests/gpu/suite.py --smoke $(SUITE) $(ARGS)
+
+gpu: $(GPU_NEEDS)
+	$(RUN) tests/gpu/suite.py $(SUITE) $(ARGS)
+
+wheels:
+	$(PYTHON) tests/gpu/wheels.py
 
 # Trains the shipped tiny VAE and the tiny base again, from the clip alone (about an hour on two cores).
 embedded: $(VENV)/.trainer

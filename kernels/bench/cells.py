@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 
@@ -216,7 +217,9 @@ def select(cells: list[Cell], only: str | None) -> list[Cell]:
     if not only:
         return cells
     words = [word.strip() for word in only.split(",") if word.strip()]
-    chosen = [cell for cell in cells if any(word in cell.id for word in words)]
+    # d5 is not meant where d50 stands.
+    patterns = [re.compile(re.escape(word) + r"(?!\d)") for word in words]
+    chosen = [cell for cell in cells if any(pattern.search(cell.id) for pattern in patterns)]
     if not chosen:
         raise CellError(f"no cell's name holds '{only}'; names look like {cells[0].id} and {cells[-1].id}.")
     return chosen

@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--retry", action="store_true", help="run failed and timed-out cells again")
     p.add_argument("--standin", action="store_true", help="the same path on a CPU, tiny; its numbers mean nothing")
     p.add_argument("--out", type=Path, metavar="FILE", help="result file (default: kernels/results/CARD-COMMIT.json)")
+    p.add_argument("--results", type=Path, metavar="FOLDER", help="folder of the default result file")
     p.add_argument("--cache", metavar="FOLDER", help="keep compiled kernels here between runs")
     p.add_argument("--report", type=Path, metavar="FILE", help="make table and plots of a result file again")
     p.add_argument("--readme", action="store_true", help="with --report: renew the README's block as well")
@@ -79,6 +80,8 @@ def _run(options: argparse.Namespace) -> int:
     _check_peers(options.peers)
     purpose = _purpose(options)
     path = options.out or default_path(options.standin, purpose)
+    if options.results and not options.out:
+        path = options.results / path.name
     store = Store(path, standin=options.standin, purpose=purpose)
     run_options = Options(options.budget, options.retry, options.standin, options.peers, options.cache)
     with tempfile.TemporaryDirectory(prefix="fps-cache-") as cache:
