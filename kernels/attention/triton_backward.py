@@ -103,8 +103,8 @@ def launch_options(
         step, warps = (block if dim == 128 and not over_keys else min(block, 64)), max(4, block // 16)
     else:
         step, warps = (min(block, 64), 8) if dim == 128 and block == 64 else (min(block, 32), 4)
-    warps = min(warps, block // 8)
-    return {"BLOCK": block, "STEP": step, "DESCRIPTORS": capability >= 90, "num_warps": warps, "num_stages": 2}
+    options = {"BLOCK": block, "STEP": step, "num_warps": min(warps, block // 8), "num_stages": 2}
+    return {**options, "DESCRIPTORS": capability >= 90 and block >= 64}
 
 
 def _descriptor(x: torch.Tensor, rows: int) -> Any:

@@ -6,6 +6,7 @@ Importing this module imports no triton; launching does.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 
@@ -88,6 +89,7 @@ def forward_codes(
         spec.ids,
         spec.count,
         spec.pattern_of_head,
+        _ones(out.device) if config.sum_by_mma else None,
         math.log2(math.e) / math.sqrt(dim),
         *strides,
         heads,
@@ -121,6 +123,20 @@ def mask_of(spec: Spec, slots: int) -> tuple[str, int]:
     if spec.uniform and spec.uniform == spec.last:
         return "constant", spec.uniform
     return ("last" if spec.uniform == slots else "count"), slots
+
+
+@cache
+def _ones(device: torch.device) -> torch.Tensor:
+    """Return e4m3 ones ``(128, 16)``, the right operand of the product that sums rows. Kept: it is two kilobytes.
+
+    Raises RuntimeError if the first call on a device is being captured: what is captured has not run yet.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"the first attention call on {device} is inside a CUDA graph; run it once before capturing."
+        )
+    with torch.inference_mode(False):
+        return torch.ones(128, 16, device=device).to(torch.float8_e4m3fn)
 
 
 def _descriptor(x: torch.Tensor, block: tuple[int, int]) -> object:

@@ -36,7 +36,17 @@ INT_OFFSET = tl.constexpr(12582912.0)
 SUM_COLUMNS = tl.constexpr(16)
 
 # Plain counts: compiling again whenever one of them becomes a multiple of 16 would gain nothing.
-_UNSPECIALIZED = ["scale_log2", "heads", "tokens", "tiles", "index_width", "ids_width", "patterns", "pattern_batch"]
+_UNSPECIALIZED = [
+    "scale_log2",
+    "one_code",
+    "heads",
+    "tokens",
+    "tiles",
+    "index_width",
+    "ids_width",
+    "patterns",
+    "pattern_batch",
+]
 
 
 @triton.jit
@@ -152,14 +162,13 @@ def _weights(scores, factor, shift, values, KIND: tl.constexpr):
 
 
 @triton.jit
-def _sum(total, rescale, weights, rounded, KIND: tl.constexpr, SUM_BY_MMA: tl.constexpr):
+def _sum(total, rescale, weights, rounded, ones, KIND: tl.constexpr, SUM_BY_MMA: tl.constexpr):
     """Return the running row sums with a block's weights added; no ``rescale``: the maximum is as before. In FP8 a row
     is divided by the sum of what the product really used, so its weights still add up to one."""
     if rescale is not None:
         total = total * (rescale[:, None] if SUM_BY_MMA else rescale)
     if SUM_BY_MMA:
-        # Written as e4m3 at once: a conversion would keep these ones in registers through the loop.
-        total += tl.dot(rounded, tl.full([rounded.shape[1], SUM_COLUMNS], 1.0, tl.float8e4nv))
+        total += tl.dot(rounded, ones)
     elif KIND == "fp8":
         total += tl.sum(rounded.to(tl.float32), 1)
     else:
@@ -178,14 +187,14 @@ def _highest(scores, factor, SCALE_PER_TOKEN: tl.constexpr):
 
 @triton.jit
 def _add(
-    acc, row_sum, row_max, scores, factor, values,
+    acc, row_sum, row_max, scores, factor, values, ones,
     KIND: tl.constexpr, SCALE_PER_TOKEN: tl.constexpr, SHIFT: tl.constexpr, SUM_BY_MMA: tl.constexpr,
 ):  # fmt: skip
     """Return ``(acc, row_sum, row_max)`` with one block of keys added: a step of the online softmax."""
     new_max = tl.maximum(row_max, tl.ceil(_highest(scores, factor, SCALE_PER_TOKEN)))
     rescale = tl.exp2(row_max - new_max)
     weights, rounded = _weights(scores, factor, (new_max - SHIFT)[:, None], values, KIND)
-    row_sum = _sum(row_sum, rescale, weights, rounded, KIND, SUM_BY_MMA)
+    row_sum = _sum(row_sum, rescale, weights, rounded, ones, KIND, SUM_BY_MMA)
     # A dot of its own, never one that accumulates into acc: the tensor core's FP8 accumulator drops low bits.
     return acc * rescale[:, None] + tl.dot(rounded, values), row_sum, new_max
 
@@ -206,6 +215,7 @@ def sparse_attention_forward(
     ids_ptr,
     count_ptr,
     pattern_ptr,
+    ones_ptr,
     scale_log2,
     q_batch,
     q_head,
@@ -284,6 +294,11 @@ def sparse_attention_forward(
     else:
         row_sum = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, D], tl.float32)
+    if SUM_BY_MMA:
+        # Loaded: a constant would be made again in every step, at the cost of registers or of instructions.
+        ones = tl.load(ones_ptr + (tl.arange(0, BLOCK_N)[:, None] * SUM_COLUMNS + tl.arange(0, SUM_COLUMNS)[None, :]))
+    else:
+        ones = None
 
     if MASK == "last":
         # The short tile first, while the sums are zero and cost no registers. Of an empty list this reads tile 0.
@@ -295,7 +310,7 @@ def sparse_attention_forward(
                 KIND, DESCRIPTORS, SCALE_PER_TOKEN, "count", LIVE, SLOTS, D, BLOCK_N,
             )  # fmt: skip
             acc, row_sum, row_max = _add(
-                acc, row_sum, row_max, scores, factor, values, KIND, SCALE_PER_TOKEN, SHIFT, SUM_BY_MMA
+                acc, row_sum, row_max, scores, factor, values, ones, KIND, SCALE_PER_TOKEN, SHIFT, SUM_BY_MMA
             )
 
     for step in tl.range(0, blocks // STEP, num_stages=STAGES):
@@ -315,15 +330,15 @@ def sparse_attention_forward(
             rescale = tl.exp2(row_max - new_max)
             shift = (new_max - SHIFT)[:, None]
             weights, rounded = _weights(scores, factor, shift, values, KIND)
-            row_sum = _sum(row_sum, rescale, weights, rounded, KIND, SUM_BY_MMA)
+            row_sum = _sum(row_sum, rescale, weights, rounded, ones, KIND, SUM_BY_MMA)
             product = tl.dot(rounded, values)
             weights, rounded = _weights(scores2, factor2, shift, values2, KIND)
-            row_sum = _sum(row_sum, None, weights, rounded, KIND, SUM_BY_MMA)
+            row_sum = _sum(row_sum, None, weights, rounded, ones, KIND, SUM_BY_MMA)
             acc = acc * rescale[:, None] + tl.dot(rounded, values2, product)
             row_max = new_max
         else:
             acc, row_sum, row_max = _add(
-                acc, row_sum, row_max, scores, factor, values, KIND, SCALE_PER_TOKEN, SHIFT, SUM_BY_MMA
+                acc, row_sum, row_max, scores, factor, values, ones, KIND, SCALE_PER_TOKEN, SHIFT, SUM_BY_MMA
             )
 
     if PAIRS:
@@ -334,7 +349,7 @@ def sparse_attention_forward(
                 KIND, DESCRIPTORS, SCALE_PER_TOKEN, BODY, LIVE, SLOTS, D, BLOCK_N,
             )  # fmt: skip
             acc, row_sum, row_max = _add(
-                acc, row_sum, row_max, scores, factor, values, KIND, SCALE_PER_TOKEN, SHIFT, SUM_BY_MMA
+                acc, row_sum, row_max, scores, factor, values, ones, KIND, SCALE_PER_TOKEN, SHIFT, SUM_BY_MMA
             )
 
     if SUM_BY_MMA:

@@ -1,8 +1,7 @@
 """Corrections to Triton's interpreter (3.6 and 3.7), without which its arithmetic is not the hardware's.
 
-Four faults: a cast to FP8 loses carries, does not saturate and rounds ties and subnormals wrongly; an FP8 constant is
-made of the number's integer part as bits; a cast from float32 to bfloat16 truncates; a dot of bfloat16 tensors
-multiplies their bit patterns as integers.
+Three faults: a cast to FP8 loses carries, does not saturate and rounds ties and subnormals wrongly; a cast from float32
+to bfloat16 truncates; a dot of bfloat16 tensors multiplies their bit patterns as integers.
 """
 
 from __future__ import annotations
@@ -81,15 +80,3 @@ def correct() -> None:
 
     interpreter.InterpreterBuilder.create_dot = create_dot
     interpreter.ReduceOps.generic_reduce = reduce_by_halves
-
-    original_trunc = interpreter.InterpreterBuilder.create_fp_trunc
-
-    def create_fp_trunc(self, x, target):
-        # A constant of an 8-bit type: the original keeps the number as the bits.
-        if TORCH_TYPES.get(target.scalar) in FP8_TYPES and TORCH_TYPES.get(x.dtype.scalar) not in FP8_TYPES:
-            return interpreter.TensorHandle(
-                convert(x.data, TORCH_TYPES[x.dtype.scalar], TORCH_TYPES[target.scalar]), target.scalar
-            )
-        return original_trunc(self, x, target)
-
-    interpreter.InterpreterBuilder.create_fp_trunc = create_fp_trunc
