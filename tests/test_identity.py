@@ -141,6 +141,13 @@ def test_the_trainers_help(run, arguments):
     assert_one_identity(reports, engine=False)
 
 
+@pytest.mark.parametrize("module", ["kernels.benchmark", "fpsattention.kernels.benchmark"])
+def test_the_benchmarks_list(run, module):
+    done, reports = run("-m", module, "--list", "--only", "ceilings")
+    assert done.returncode == 0 and done.stdout == "ceilings\n", done.stderr
+    assert_one_identity(reports, engine=False)
+
+
 def test_the_trainer_with_its_engine(run):
     base = ROOT / "training" / "assets" / "wan2.1-tiny-t2v.safetensors"
     if not base.exists():

@@ -110,15 +110,15 @@ def check(problem: Problem, prepared: Prepared) -> dict:
     else:
         with torch.no_grad():
             out = prepared.tokens(prepared.forward(*prepared.inputs))
-        want, heads, tokens = expected(problem, prepared.plan, prepared.form)
+        want, heads, tokens = problem.once(expected, prepared.plan, prepared.form)
         got = out[:, tokens][:, :, heads]
         found = {"error": relative_error(got, want)}
         if prepared.form != "none":
-            found["error_exact"] = relative_error(got, expected(problem, prepared.plan, "none")[0])
+            found["error_exact"] = relative_error(got, problem.once(expected, prepared.plan, "none")[0])
     fine = found["error"] <= prepared.tolerance
     if prepared.grad is not None:
         grads = torch.autograd.grad(prepared.forward(*prepared.inputs), prepared.inputs, prepared.grad)
-        want, head = expected_gradients(problem, prepared.plan, prepared.form)
+        want, head = problem.once(expected_gradients, prepared.plan, prepared.form)
         got = [prepared.tokens(x)[:1, :, head : head + 1] for x in grads]
         errors = {name: relative_error(x, y) for name, x, y in zip(("dq", "dk", "dv"), got, want)}
         found["gradient_errors"] = errors

@@ -66,12 +66,16 @@ def nvidia_smi() -> dict[str, str]:
     """Return what nvidia-smi says about the first card; empty without it."""
     if shutil.which("nvidia-smi") is None:
         return {}
-    found = {}
-    command = ["nvidia-smi", "-i", "0", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    if done.returncode == 0:
-        found = dict(zip(QUERY, (value.strip() for value in done.stdout.splitlines()[0].split(","))))
-    return found
+    # One field that a driver does not know fails the whole question, so the short list is asked for then.
+    for fields in (QUERY, QUERY[:2]):
+        command = ["nvidia-smi", "-i", "0", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        except (OSError, subprocess.SubprocessError):
+            return {}
+        if done.returncode == 0 and done.stdout.strip():
+            return dict(zip(fields, (value.strip() for value in done.stdout.splitlines()[0].split(","))))
+    return {}
 
 
 def commit() -> dict:
