@@ -18,7 +18,9 @@ ROOT = HERE.parents[2]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize("module", ["case_interpreter.py", "case_quantize.py", "case_forward.py", "case_backward.py", "case_backends.py"])
+@pytest.mark.parametrize(
+    "module", ["case_interpreter.py", "case_quantize.py", "case_forward.py", "case_backward.py", "case_backends.py"]
+)
 def test_in_the_interpreter(module):
     path = os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
