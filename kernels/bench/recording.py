@@ -81,13 +81,15 @@ class _Card:
         self.capability = capability
 
     def get_current_device(self) -> int:
-        # Compiled kernels are kept by device, so that no two cards share any.
+        """Return the card's number: its capability, for compiled kernels are kept by device and no two share any."""
         return self.capability
 
     def get_current_stream(self, device: int) -> int:
+        """Return a stream's handle."""
         return 0
 
     def get_current_target(self) -> Any:
+        """Return what Triton compiles for."""
         from triton.backends.compiler import GPUTarget
 
         return GPUTarget("cuda", self.capability, 32)
