@@ -14,7 +14,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from fpsattention.kernels.attention import fps_attention
+from fpsattention.kernels.attention import fps_attention, make_spec
 from fpsattention.kernels.attention.op import attention_forward
 from fpsattention.kernels.grid import TokenGrid
 
@@ -28,11 +28,8 @@ RAGGED = TokenGrid(3, 7, 9, prefix=5, suffix=13)
 
 def forward(q, k, v, plan):
     """Return the op's ``(out, lse, rowmax)``."""
-    layout, lists = plan.layout, plan.lists
-    tables = (layout.index, layout.live, layout.cube)
-    tables += (lists.ids, lists.count, lists.pattern_of_head, lists.key_ids, lists.key_count)
-    granularity = plan.granularity if plan.attention == "fp8" else ""
-    return attention_forward(q, k, v, *tables, layout.cubes, granularity, plan.smooth_k, "reference")
+    spec = make_spec(plan, plan.lists, "reference")
+    return attention_forward(q, k, v, *spec.tensors, *spec.scalars, "reference")
 
 
 def gradients(function, q, k, v, grad):
