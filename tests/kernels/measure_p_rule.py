@@ -2,9 +2,9 @@
 
     python -m tests.kernels.measure_p_rule        (about a minute on one core)
 
-Q, K and V are exact here, so that only P's rounding shows. Tensor core sums are modeled with the 13 explicit bits and the
-truncation per 32 products that Hopper's FP8 accumulator is known for, over blocks of 128 keys, which are then added in
-float32.
+Q, K and V are exact here, so that only P's rounding shows. Tensor core sums are modeled with the 13 explicit bits and
+the truncation per 32 products that Hopper's FP8 accumulator is known for, over blocks of 128 keys, which are then added
+in float32.
 """
 
 from __future__ import annotations

@@ -184,6 +184,20 @@ def fp8_attention(q, k, v, plan: AttentionPlan) -> tuple[torch.Tensor, torch.Ten
     return out, lse, rowmax[..., 0], margin
 
 
+def int8_attention(q, k, v, plan: AttentionPlan) -> tuple[torch.Tensor, float]:
+    """Return ``out (B, S, H, D)`` with Q and K rounded to 8-bit integers and nothing else rounded, in float64 after
+    that, and how close any number came to a rounding tie. Rounding passes gradients straight through."""
+    groups, margin, rounded = groups_of(plan), math.inf, []
+    smooth = k - k.detach().mean(1, keepdim=True) if plan.smooth_k else k
+    for x in (q, smooth):
+        base = x.detach().float()
+        scale = token_scales(base, groups) * (E4M3_MAX / 127)
+        code = (base / scale).clamp(-127, 127)
+        margin = min(margin, float(((code - code.floor()) - 0.5).abs().min()))
+        rounded.append(straight_through(x.double(), (code.round() * scale).double()))
+    return exact(*rounded, v.double(), visible(plan, q.shape[0], q.shape[2])), margin
+
+
 def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Return the relative L2 error."""
     actual, expected = actual.detach().double(), expected.detach().double()

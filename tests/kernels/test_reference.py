@@ -103,6 +103,24 @@ def test_fp8_and_its_gradient_are_those_of_the_straight_through_oracle(case):
         assert oracle.error(a, b) < TIGHT, name
 
 
+@pytest.mark.parametrize("case", ["token", "x1", "x1-unsmoothed", "x2"])
+def test_int8_and_its_gradient_are_those_of_the_straight_through_oracle(case):
+    row, grid, slots, smooth = FP8_CASES[case]
+    plan = oracle.make_plan(f"fp8 {row}", grid, 2, slots=slots, smooth_k=smooth)
+    for seed in range(100):
+        q, k, v, grad = oracle.tensors(1, grid.tokens, 2, 64, seed=seed)
+        if oracle.int8_attention(q, k, v, plan)[1] > 1e-4:
+            break
+    spec = dataclasses.replace(make_spec(plan, plan.lists, "reference"), format="int8")
+
+    def ours(q, k, v):
+        return attention_forward(q, k, v, *spec.tensors, *spec.scalars, "reference")[0]
+
+    expected = gradients(lambda *x: oracle.int8_attention(*x, plan)[0], *(x.double() for x in (q, k, v)), grad)
+    for name, a, b in zip(("out", "dq", "dk", "dv"), gradients(ours, q, k, v, grad), expected):
+        assert oracle.error(a, b) < TIGHT, name
+
+
 @pytest.mark.parametrize("std", [1.0, 8.0])
 def test_fp8_on_a_larger_problem_differs_by_single_roundings(std):
     plan = oracle.make_plan("fp8 x2 all 4 6", RAGGED, 2, slots=16)
