@@ -27,7 +27,6 @@ SLOTS = (64, 128)
 HIT = 0.03
 # Minutes of the first cells are worth most: what users run, at the densities of the presets.
 DENSITY_RANK = {15: 0, 25: 1, 100: 2, 10: 3, 5: 4, 50: 5}
-KINDS = ("ceilings", "attention", "start", "tiles", "tune", "checks", "model", "header")
 
 
 class CellError(ValueError):

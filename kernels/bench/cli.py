@@ -82,6 +82,9 @@ def _run(options: argparse.Namespace) -> int:
     path = options.out or default_path(options.standin, purpose)
     if options.results and not options.out:
         path = options.results / path.name
+    if options.standin and not options.out and not options.model:
+        # A stand-in tries the code as it is now; only real measurements are worth going on with.
+        path.unlink(missing_ok=True)
     store = Store(path, standin=options.standin, purpose=purpose)
     run_options = Options(options.budget, options.retry, options.standin, options.peers, options.cache)
     with tempfile.TemporaryDirectory(prefix="fps-cache-") as cache:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from .cells import Cell
@@ -33,7 +33,6 @@ class Options:
     standin: bool = False
     peers: str = "all"
     cache: str | None = None
-    extra_environment: dict[str, str] = field(default_factory=dict)
 
 
 def environment(options: Options, cache: str) -> dict[str, str]:
@@ -51,7 +50,7 @@ def environment(options: Options, cache: str) -> dict[str, str]:
         result["TORCHINDUCTOR_CACHE_DIR"] = str(Path(cache) / "inductor")
     # FastVideo's compiled library belongs to another torch; its Triton kernels are what is compared.
     result["FASTVIDEO_VSA_TRITON"] = "1"
-    return {**result, **options.extra_environment}
+    return result
 
 
 def run_cell(cell: Cell, options: Options, limit: float, cache: str) -> dict:
