@@ -104,6 +104,8 @@ def launch_options(
     else:
         step, warps = (min(block, 64), 8) if dim == 128 and block == 64 else (min(block, 32), 4)
     options = {"BLOCK": block, "STEP": step, "num_warps": min(warps, block // 8), "num_stages": 2}
+    if wide and capability >= 100:
+        options["maxnreg"] = 255  # else the assembler aims at 128 and spills
     return {**options, "DESCRIPTORS": capability >= 90 and block >= 64}
 
 
