@@ -33,8 +33,8 @@ def attention_forward(
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return ``(out (B,S,H,D), lse (B,H,S), rowmax (B,H,S))``; the last two float32 in log2 units. See ``Spec``."""
-    tensors = (index, live, cube, ids, count, pattern_of_head, key_ids, key_count)
-    spec = Spec.make(*tensors, cubes, uniform, last, granularity, smooth_k, form)
+    tables = (index, live, cube, ids, count, pattern_of_head, key_ids, key_count)
+    spec = Spec.make(*(x.contiguous() for x in tables), cubes, uniform, last, granularity, smooth_k, form)
     spec.check()
     # The numerics are decided here; autocast would turn single products into bf16.
     with torch.autocast(q.device.type, enabled=False):
@@ -74,8 +74,8 @@ def attention_backward(
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return ``(dq, dk, dv)``, the straight-through gradient that matches the forward."""
-    tensors = (index, live, cube, ids, count, pattern_of_head, key_ids, key_count)
-    spec = Spec.make(*tensors, cubes, uniform, last, granularity, smooth_k, form)
+    tables = (index, live, cube, ids, count, pattern_of_head, key_ids, key_count)
+    spec = Spec.make(*(x.contiguous() for x in tables), cubes, uniform, last, granularity, smooth_k, form)
     with torch.autocast(q.device.type, enabled=False):
         return run_backward(backend, grad, q, k, v, out, lse, rowmax, spec)
 

@@ -65,6 +65,32 @@ def test_bf16_is_the_reference():
     assert torch.allclose(lse, expected_lse, atol=1e-4)
 
 
+@pytest.mark.parametrize("extra", [(0, 0), (1, 0), (0, 48), (257, 1)], ids=str)
+@pytest.mark.parametrize(("line", "dim"), [("fp8 x1 all 3 4", 128), ("bf16 - all 3 4", 64)])
+def test_gradients_are_the_references_with_extra_tokens(line, dim, extra):
+    """Products are bf16 on one side and float32 on the other: 1e-2."""
+    grid = TokenGrid(2, 5, 7, *extra)
+    schedule = Schedule.parse(f"0.00 {line}")
+    p = plans_for(schedule, grid, 1, slots=32).at(0.5)
+    q, k, v = scene.tensors(1, grid.tokens, 1, dim)
+    grad = scene.tensors(1, grid.tokens, 1, dim, seed=2)[0]
+    results = {}
+    for backend in (f"triton-{p.attention}", "reference"):
+        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+        out = fps_attention(*inputs, p, backend=backend)
+        results[backend] = [out.detach(), *torch.autograd.grad(out, inputs, grad)]
+    for ours, expected in zip(*results.values()):
+        assert scene.error(ours.float(), expected.float()) < 1e-2
+
+
+def test_torch_accepts_the_op_with_the_kernels():
+    grid = TokenGrid(2, 3, 5)
+    p = plans_for(Schedule.parse("0.00 fp8 x1 all 3 4"), grid, 1, slots=32).at(0.5)
+    inputs = [x.requires_grad_() for x in scene.tensors(1, grid.tokens, 1, 64)]
+    spec = make_spec(p, p.lists, "triton-fp8")
+    torch.library.opcheck(op.attention_forward, (*inputs, *spec.tensors, *spec.scalars, "triton-fp8"))
+
+
 def test_auto_takes_the_kernel_in_the_interpreter():
     q, k, v = scene.tensors(1, GRID.tokens, HEADS, 128)
     p = plan("fp8 x1 2 4 5")
