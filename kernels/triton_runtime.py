@@ -33,10 +33,24 @@ def available(device: torch.device | None = None) -> str | None:
     if not interpreted() and not torch.cuda.is_available():
         return "torch finds no CUDA device"
     try:
-        import triton  # noqa: F401
+        import triton
     except Exception as error:  # a broken triton fails in many ways, and none of them may reach the caller
-        return f"triton cannot be imported ({type(error).__name__}: {error})"
+        return f"triton cannot be imported ({_first_line(error)})"
+    return None if interpreted() else _driver_reason(triton)
+
+
+def _driver_reason(triton: Any) -> str | None:
+    """Return why Triton's driver does not start: it compiles a little C when first asked, and a compiler or Python's
+    headers may be missing. Better here, with a reason, than in the first step."""
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:
+        return f"triton cannot reach the card ({_first_line(error)}); it needs a C compiler and Python's headers"
     return None
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
 
 
 @functools.cache

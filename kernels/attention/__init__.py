@@ -65,9 +65,11 @@ def make_spec(plan: AttentionPlan, lists: BlockLists, backend: str) -> Spec:
     layout = plan.layout
     # Without FP8 in the forward there must be none in the backward.
     form = FP8_FORM[backend] if plan.attention == "fp8" else "none"
+    # A short last tile is looked for at the end of a list; lists that are made in the call may be in any order.
+    uniform = layout.uniform if plan.lists is not None or layout.uniform == layout.last else 0
     return Spec(
         layout.index, layout.live, layout.cube,
         lists.ids, lists.count, lists.pattern_of_head, lists.key_ids, lists.key_count,
-        layout.cubes, layout.uniform, layout.last,
+        layout.cubes, uniform, layout.last,
         plan.granularity if form != "none" else None, plan.smooth_k, form,
     )  # fmt: skip

@@ -15,10 +15,11 @@ class Spec:
 
     ``index (tiles, width)`` token of every slot, live rows first, -1 where dead; ``live (tiles,)``; ``cube (tiles,)``
     the scale group of a tile, ``cubes`` their number; ``ids (P, tiles, longest)``, ``count (P, tiles)``: the key tiles
-    that a query tile sees; ``key_ids``, ``key_count``: the query tiles that see a key tile; ``pattern_of_head
-    (1 or B, H)``. ``uniform``: the live rows of every tile but the last, 0 where they differ; ``last``: those of the
-    last. ``granularity``: 'token', 'x1' ... 'x8', None where nothing is quantized. ``format``: 'none'; 'e4m3' (Q, K, V
-    and P rounded to FP8); 'int8' (Q and K rounded to 8-bit integers, P and V left in 16 bits).
+    that a query tile sees, ascending unless ``uniform`` is 0 or ``last``; ``key_ids``, ``key_count``: the query tiles
+    that see a key tile; ``pattern_of_head (1 or B, H)``. ``uniform``: the live rows of every tile but the last, 0 where
+    they differ; ``last``: those of the last. ``granularity``: 'token', 'x1' ... 'x8', None where nothing is quantized.
+    ``format``: 'none'; 'e4m3' (Q, K, V and P rounded to FP8); 'int8' (Q and K rounded to 8-bit integers, P and V left
+    in 16 bits).
     """
 
     index: torch.Tensor

@@ -6,7 +6,6 @@ Importing this module imports no triton; launching does.
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import torch
 
@@ -16,6 +15,8 @@ from .configs import Config, default
 from .spec import Spec
 
 HEAD_DIMS = (64, 128)
+# The code of 1.0 in e4m3.
+E4M3_ONE = 0x38
 KIND = {"none": "16", "e4m3": "fp8", "int8": "int8"}
 
 
@@ -73,6 +74,10 @@ def forward_codes(
     strides = [0 if x is None else x.stride(axis) for x in gathered for axis in (0, 2, 1)]
     if mask == "last" and not config.short_tile_first:
         mask = "count"
+    ones = None
+    if config.sum_by_mma:
+        # Two kilobytes in every call: what is kept between calls would be shared by streams and captured graphs.
+        ones = torch.full((128, 16), E4M3_ONE, dtype=torch.uint8, device=out.device).view(torch.float8_e4m3fn)
     triton_runtime.launch(
         sparse_attention_forward,
         (tiles * (slots // config.block_m), batch * heads),
@@ -89,7 +94,7 @@ def forward_codes(
         spec.ids,
         spec.count,
         spec.pattern_of_head,
-        _ones(out.device) if config.sum_by_mma else None,
+        ones,
         math.log2(math.e) / math.sqrt(dim),
         *strides,
         heads,
@@ -111,6 +116,7 @@ def forward_codes(
         PAIRS=config.pairs,
         DESCRIPTORS=config.descriptors,
         SUM_BY_MMA=config.sum_by_mma,
+        APART=config.apart,
         STAGES=config.stages,
         num_warps=config.warps,
         maxnreg=config.registers,
@@ -120,23 +126,9 @@ def forward_codes(
 
 def mask_of(spec: Spec, slots: int) -> tuple[str, int]:
     """Return how dead rows are told, and the live rows that are known when compiling (see the kernel's MASK, LIVE)."""
-    if spec.uniform and spec.uniform == spec.last:
-        return "constant", spec.uniform
-    return ("last" if spec.uniform == slots else "count"), slots
-
-
-@cache
-def _ones(device: torch.device) -> torch.Tensor:
-    """Return e4m3 ones ``(128, 16)``, the right operand of the product that sums rows. Kept: it is two kilobytes.
-
-    Raises RuntimeError if the first call on a device is being captured: what is captured has not run yet.
-    """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            f"the first attention call on {device} is inside a CUDA graph; run it once before capturing."
-        )
-    with torch.inference_mode(False):
-        return torch.ones(128, 16, device=device).to(torch.float8_e4m3fn)
+    if not spec.uniform:
+        return "count", slots
+    return ("constant" if spec.uniform == spec.last else "last"), spec.uniform
 
 
 def _descriptor(x: torch.Tensor, block: tuple[int, int]) -> object:

@@ -189,14 +189,14 @@ def _highest(scores, factor, SCALE_PER_TOKEN: tl.constexpr):
 def _add(
     acc, row_sum, row_max, scores, factor, values, ones,
     KIND: tl.constexpr, SCALE_PER_TOKEN: tl.constexpr, SHIFT: tl.constexpr, SUM_BY_MMA: tl.constexpr,
+    APART: tl.constexpr,
 ):  # fmt: skip
     """Return ``(acc, row_sum, row_max)`` with one block of keys added: a step of the online softmax."""
     new_max = tl.maximum(row_max, tl.ceil(_highest(scores, factor, SCALE_PER_TOKEN)))
     rescale = tl.exp2(row_max - new_max)
     weights, rounded = _weights(scores, factor, (new_max - SHIFT)[:, None], values, KIND)
     row_sum = _sum(row_sum, rescale, weights, rounded, ones, KIND, SUM_BY_MMA)
-    # A dot of its own, never one that accumulates into acc: the tensor core's FP8 accumulator drops low bits.
-    return acc * rescale[:, None] + tl.dot(rounded, values), row_sum, new_max
+    return acc * rescale[:, None] + tl.dot(rounded, values, max_num_imprecise_acc=APART), row_sum, new_max
 
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
@@ -245,6 +245,7 @@ def sparse_attention_forward(
     PAIRS: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     SUM_BY_MMA: tl.constexpr,
+    APART: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """Write ``out (B, S, H, D)`` and, with STATS, ``lse`` and ``rowmax (B, H, S)``, all in token order.
@@ -253,7 +254,8 @@ def sparse_attention_forward(
     order; '16': all in token order, gathered through ``index``. MASK 'constant': every tile has LIVE live rows; 'last':
     every tile but the last, which a list names last, is full; 'count': ``live`` tells. PAIRS: two blocks share one
     softmax step, so that small tiles pay for the rescaling as seldom as large ones. DESCRIPTORS: k and v are tensor
-    descriptors. Offsets that can pass 2**31 are 64-bit.
+    descriptors. APART: after how many products the tensor core must hand over its sum (None: after a block). An FP8
+    accumulator drops low bits, so the running sum must never be in it. Offsets that can pass 2**31 are 64-bit.
     """
     Q_BLOCKS: tl.constexpr = SLOTS // BLOCK_M
     K_BLOCKS: tl.constexpr = SLOTS // BLOCK_N
@@ -310,7 +312,7 @@ def sparse_attention_forward(
                 KIND, DESCRIPTORS, SCALE_PER_TOKEN, "count", LIVE, SLOTS, D, BLOCK_N,
             )  # fmt: skip
             acc, row_sum, row_max = _add(
-                acc, row_sum, row_max, scores, factor, values, ones, KIND, SCALE_PER_TOKEN, SHIFT, SUM_BY_MMA
+                acc, row_sum, row_max, scores, factor, values, ones, KIND, SCALE_PER_TOKEN, SHIFT, SUM_BY_MMA, APART
             )
 
     for step in tl.range(0, blocks // STEP, num_stages=STAGES):
@@ -331,14 +333,14 @@ def sparse_attention_forward(
             shift = (new_max - SHIFT)[:, None]
             weights, rounded = _weights(scores, factor, shift, values, KIND)
             row_sum = _sum(row_sum, rescale, weights, rounded, ones, KIND, SUM_BY_MMA)
-            product = tl.dot(rounded, values)
+            product = tl.dot(rounded, values, max_num_imprecise_acc=APART)
             weights, rounded = _weights(scores2, factor2, shift, values2, KIND)
             row_sum = _sum(row_sum, None, weights, rounded, ones, KIND, SUM_BY_MMA)
-            acc = acc * rescale[:, None] + tl.dot(rounded, values2, product)
+            acc = acc * rescale[:, None] + tl.dot(rounded, values2, product, max_num_imprecise_acc=APART)
             row_max = new_max
         else:
             acc, row_sum, row_max = _add(
-                acc, row_sum, row_max, scores, factor, values, ones, KIND, SCALE_PER_TOKEN, SHIFT, SUM_BY_MMA
+                acc, row_sum, row_max, scores, factor, values, ones, KIND, SCALE_PER_TOKEN, SHIFT, SUM_BY_MMA, APART
             )
 
     if PAIRS:
@@ -349,7 +351,7 @@ def sparse_attention_forward(
                 KIND, DESCRIPTORS, SCALE_PER_TOKEN, BODY, LIVE, SLOTS, D, BLOCK_N,
             )  # fmt: skip
             acc, row_sum, row_max = _add(
-                acc, row_sum, row_max, scores, factor, values, ones, KIND, SCALE_PER_TOKEN, SHIFT, SUM_BY_MMA
+                acc, row_sum, row_max, scores, factor, values, ones, KIND, SCALE_PER_TOKEN, SHIFT, SUM_BY_MMA, APART
             )
 
     if SUM_BY_MMA:

@@ -22,6 +22,7 @@ from .recording import Launch, recording
 
 GRIDS = {
     "720p": TokenGrid(21, 45, 80),  # 1280x720, 81 frames: every tile has the same number of live tokens
+    "extra": TokenGrid(21, 45, 80, suffix=48),  # 48 tokens behind the video: only the last tile differs
     "49 frames": TokenGrid(13, 30, 52),  # 832x480: a prime number of frames, so the tiles differ
 }
 WINDOW = "all 15 20"
@@ -113,6 +114,8 @@ def _forward() -> list[Variant]:
             table += [Variant(f"{stem} {shape}", kind, granularity, **extra) for shape, extra in shapes.items()]
         table.append(Variant(f"{stem} 64 uneven", kind, granularity, grid="49 frames"))
     table += [
+        Variant("fp8 x1 64 extra", "fp8", grid="extra", cards=(89, 90)),
+        Variant("fp8 x1 128 extra", "fp8", slots=128, grid="extra", cards=(90,)),
         Variant("fp8 x1 64 D64", "fp8", dim=64, cards=(89, 90)),
         Variant("fp8 x1 dense D64", "fp8", window=DENSE, dim=64, cards=(90,)),
         Variant("int8 x1 64 D64", "int8", dim=64, cards=(80,)),

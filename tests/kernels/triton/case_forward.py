@@ -61,6 +61,10 @@ def case(name: str) -> SimpleNamespace:
     elif name == "runs, the last one short":
         live, slots, batch, heads, dim = [128, 128, 41], 128, 1, 2, 128
         lists = scene.lists([scene.full(3), [[], [2], [0, 2]]], [[0, 1]])
+    elif name == "one odd tile at the end":
+        # 60 of 64 rows everywhere but in the last tile, which is in some lists, alone in one and missing in others.
+        live, slots, batch, heads, dim = [60, 60, 60, 60, 13], 64, 1, 2, 128
+        lists = scene.lists([scene.full(5), [[0, 1], [4], [], [1, 2, 3], [0, 3, 4]]], [[0, 1]])
     elif name == "256 slots":
         live, slots, batch, heads, dim = [252, 252], 256, 1, 1, 64
         lists = scene.lists([scene.full(2)], [[0]])
@@ -78,6 +82,7 @@ CASES = [
     "prefix and suffix tiles",
     "128 slots",
     "runs, the last one short",
+    "one odd tile at the end",
     "256 slots",
     "32 slots",
 ]

@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fpsattention.kernels import triton_runtime
-from fpsattention.kernels.attention import backends, forget_backends
+from fpsattention.kernels.attention import backends, dispatch, forget_backends
 
 ROOT = Path(__file__).resolve().parents[3]
 has_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -20,6 +21,7 @@ has_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 def reason(monkeypatch, capability, hip=None):
     monkeypatch.setattr(triton_runtime, "available", lambda device=None: None)
     monkeypatch.setattr(triton_runtime, "capability", lambda device: capability)
+    monkeypatch.setattr(dispatch, "_triton_reason", lambda needs: None)
     monkeypatch.setattr(torch.version, "hip", hip)
     forget_backends()
     return dict(backends("cuda", torch.bfloat16, 128, "fp8"))["triton-fp8"]
@@ -48,6 +50,20 @@ def test_a_broken_triton_is_a_reason(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setitem(sys.modules, "triton", None)  # importing it raises
     assert "triton cannot be imported" in triton_runtime.available()
+
+
+def test_a_triton_without_a_compiler_is_a_reason(monkeypatch):
+    def fails():
+        raise RuntimeError("Failed to find C compiler. Please specify via CC\nmore")
+
+    driver = SimpleNamespace(active=SimpleNamespace(get_current_target=fails))
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(runtime=SimpleNamespace(driver=driver)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert triton_runtime.available() == (
+        "triton cannot reach the card (RuntimeError: Failed to find C compiler. Please specify via CC); "
+        "it needs a C compiler and Python's headers"
+    )
 
 
 @has_triton
