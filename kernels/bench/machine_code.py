@@ -62,12 +62,23 @@ def examine(launch: Launch, capability: int) -> Row:
         "spills": counts.get("STL", 0) + counts.get("LDL", 0),
         "shared": kernel.metadata.shared,
         "mma": sorted({i.name for i in code if sass.classify(i.name) == "mma"}),
+        "carried": carried_sums(kernel.asm["ttgir"]),
         "wide": sorted({i.name for i in code if re.match(r"(LDG|STG|LDGSTS)\b.*\.(64|128)\b", i.name)}),
         "counts": counts,
         "loop": _loop(launch, sass.hot_loops(sass.blocks(items)), kernel.metadata.num_warps),
     }
     row["programs"] = programs_per_multiprocessor(row, capability)
     return row
+
+
+def carried_sums(ttgir: str) -> int:
+    """Return how many products of Triton's intermediate code add onto a rescaled sum inside the matrix instruction.
+
+    An FP8 accumulator drops low bits, so there must be none: a running sum is multiplied, then a product is added.
+    """
+    rescaled = set(re.findall(r"(%\w+)(?::\d+)? = arith\.mulf", ttgir))
+    sums = re.findall(r"(?:tt\.dot|warp_group_dot) %[\w#]+, %[\w#]+, (%\w+)", ttgir)
+    return sum(name in rescaled for name in sums)
 
 
 def programs_per_multiprocessor(row: Row, capability: int) -> int:
@@ -207,8 +218,7 @@ def recorded_with() -> str:
 
 def _account(result: Path | None, write: bool) -> int:
     from . import account
-    from .readme import newest
-    from .store import read_json
+    from .store import newest, read_json
 
     found = (result, read_json(result)) if result else newest()
     text = account.block(found and found[1])
