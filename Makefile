@@ -1,8 +1,8 @@
-# make demo   the main job end to end, on real input (about eight minutes on two cores)
+# make demo   the main job end to end, on real input (five to seven minutes on two cores)
 # make test   every test; what needs a GPU or ComfyUI skips with its reason
 # make gpu-smoke   on a machine with a CUDA card, run this first: every kernel once, checked, in three minutes
 # make gpu    what needs a CUDA card: benchmark, tests, whole step, sanitizer (BUDGET=seconds, PARTS=bench,tests,...)
-# make wheels the wheels that a card's machine without network lacks, trimmed, into .wheels/
+# make wheels what the benchmark can use beside torch, as wheels for a machine without network, into .wheels/
 #
 # The GPU targets also run where there is no virtual environment and no network: make gpu RUN=python3
 # STANDIN=1 runs them on a CPU, to try the path; RESULTS=folder puts their results elsewhere.

@@ -11,7 +11,7 @@ from ..plan import clear_plans
 from . import stages
 from .cells import Cell
 from .figures import fastest
-from .peers import Contestant, Prepared, contestants
+from .peers import Contestant, Prepared, contestants, ours
 from .problem import SIGMA, Problem, expected, expected_gradients
 from .timing import Clock, relative_error, short
 
@@ -44,7 +44,9 @@ def run(
         "contestants": {},
     }
     ready: dict[str, Prepared] = {}
+    contestant_of: dict[str, Contestant] = {}
     for contestant in chosen(peers):
+        contestant_of[contestant.name] = contestant
         entry = {"family": contestant.family}
         result["contestants"][contestant.name] = entry
         try:
@@ -77,6 +79,10 @@ def run(
             continue
         try:
             entry["stages"] = stages.measure(prepared.call, clock)
+            if not problem.backward and entry["stages"]["ms"]["quantize"]:
+                # What the backward quantizes again is not in this account.
+                moved = ours.quantizer_bytes(problem, contestant_of[name], prepared)
+                entry["stages"]["quantize_bytes_per_s"] = moved / (entry["stages"]["ms"]["quantize"] / 1e3)
             if clock.cuda:
                 entry["host_us"] = clock.host(prepared.call)
         except Exception as error:
@@ -155,14 +161,14 @@ def plan_times(problem: Problem) -> dict:
 
 def headline(result: dict) -> str:
     """Return what the cell says in half a line."""
-    dense, ours = fastest(result, "dense"), fastest(result, "ours")
-    if not ours:
+    dense, best = fastest(result, "dense"), fastest(result, "ours")
+    if not best:
         wrong = [f"{n}: {e.get('reason', '')}" for n, e in result["contestants"].items() if e["family"] == "ours"]
         return "ours was not timed: " + "; ".join(wrong)[:300]
-    text = f"{ours[0]} {ours[1]['ms']:.3f} ms"
+    text = f"{best[0]} {best[1]['ms']:.3f} ms"
     if dense:
-        ratio = dense[1]["ms"] / ours[1]["ms"]
-        text += f", {dense[0]} {dense[1]['ms']:.3f} ms: {ratio:.2f}x, E {ratio * ours[1]['density']:.2f}"
+        ratio = dense[1]["ms"] / best[1]["ms"]
+        text += f", {dense[0]} {dense[1]['ms']:.3f} ms: {ratio:.2f}x, E {ratio * best[1]['density']:.2f}"
     return text
 
 

@@ -7,9 +7,14 @@ import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from . import environment
 from .cells import Cell
 from .store import plain
+
+if TYPE_CHECKING:
+    import torch
 
 
 def answer_cell(text: str, answer: Path, *, standin: bool, peers: str) -> int:
@@ -37,8 +42,6 @@ def answer_cell(text: str, answer: Path, *, standin: bool, peers: str) -> int:
 def measure(cell: Cell, *, standin: bool, peers: str, save: Callable[[dict], None]) -> dict:
     """Return the result of the cell, whatever its kind."""
     if cell.kind == "header":
-        from . import environment
-
         return environment.header(standin)
     import torch
 
@@ -55,12 +58,16 @@ def measure(cell: Cell, *, standin: bool, peers: str, save: Callable[[dict], Non
         device = torch.device("cuda", torch.cuda.current_device())
     torch.manual_seed(0)
     result = _kind(cell, device, standin, peers, save)
+    if device.type == "cuda":
+        # Right after the work: a card that idles says nothing about its clocks under load.
+        result["card_after"] = environment.state(device)
     if unusable:
         result["standin_note"] = f"the reference stood in for the Triton kernels: {unusable}"
     return result
 
 
-def _kind(cell: Cell, device, standin: bool, peers: str, save) -> dict:
+def _kind(cell: Cell, device: torch.device, standin: bool, peers: str, save: Callable[[dict], None]) -> dict:
+    """Return the result of what the cell's kind names; raises ValueError for an unknown one."""
     if cell.kind == "ceilings":
         from . import ceilings
 

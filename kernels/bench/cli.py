@@ -10,7 +10,7 @@ from pathlib import Path
 from . import cells as cell_lists
 from .cells import Cell, CellError
 from .runner import ROOT, Options, run
-from .store import RESULTS, ResultError, Store, read_json
+from .store import RESULTS, ResultError, Store, published, read_json
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--quick", action="store_true", help="the four cells that say the most")
     p.add_argument("--smoke", action="store_true", help="every kernel once, checked, and one small cell")
     p.add_argument("--tune", action="store_true", help="time every configuration of the forward kernels")
-    p.add_argument("--peers", default="all", metavar="NAMES", help="all, none (ours and cuDNN), or names")
+    p.add_argument("--peers", default="all", metavar="NAMES", help="all, none (ours and torch's cuDNN), or names")
     p.add_argument("--list", action="store_true", help="print the cells in their order and measure nothing")
     p.add_argument("--retry", action="store_true", help="run failed and timed-out cells again")
     p.add_argument("--standin", action="store_true", help="the same path on a CPU, tiny; its numbers mean nothing")
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--results", type=Path, metavar="FOLDER", help="folder of the default result file")
     p.add_argument("--cache", metavar="FOLDER", help="keep compiled kernels here between runs")
     p.add_argument("--report", type=Path, metavar="FILE", help="make table and plots of a result file again")
-    p.add_argument("--readme", action="store_true", help="with --report: renew the README's block as well")
+    p.add_argument("--readme", action="store_true", help="with --report: put that result into the README as well")
     model = p.add_argument_group("whole denoising step")
     model.add_argument("--model", choices=("wan2.1-14b", "wan2.1-1.3b", "tiny"), help="a random Wan of this size")
     model.add_argument("--resolution", default="720p", help="480p or 720p (default 720p)")
@@ -130,13 +130,14 @@ def _check_peers(names: str) -> None:
 
 
 def default_path(standin: bool, purpose: str) -> Path:
-    """Return where a run's results go: one file per card, commit and purpose, so that a rerun goes on with it."""
+    """Return where a run's results go: one file per card, commit, change to it and purpose, so that a rerun goes on
+    with it."""
     if standin:
         return ROOT / "output" / "bench" / f"standin-{purpose}.json"
     from .environment import card_name, commit
 
     known = commit()
-    dirty = "-dirty" if known["dirty"] else ""
+    dirty = f"-dirty-{known['changes']}" if known["dirty"] else ""
     suffix = "" if purpose == "benchmark" else f"-{purpose}"
     return RESULTS / f"{card_name()}-{known['commit']}{dirty}{suffix}.json"
 
@@ -147,11 +148,13 @@ def _report(path: Path, readme: bool) -> int:
     from .report import table
 
     data = read_json(path)
+    if readme and (why := published(data)):
+        raise ResultError(f"{path.name} {why}, so it stays out of the README.")
     print(table(data))
     for plot in draw(data, path):
         print(f"wrote {_named(plot)}")
     if readme:
-        update(ROOT / "README.md")
+        update(ROOT / "README.md", (path, data))
         print("renewed the README's block")
     return 0
 

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Floating-point operations of forward and backward over those of the forward, of live pairs: two products of the
+# forward, five of the backward. What a kernel computes twice is not counted.
+WITH_GRADIENT = 3.5
+# Quartiles of fewer times say nothing.
+FEWEST_FOR_SPREAD = 3
+
 
 def fastest(result: dict, family: str) -> tuple[str, dict] | None:
-    """Return name and entry of the fastest correct contestant of a family, None if there is none."""
+    """Return name and entry of the correct contestant of a family with the most computed pairs per second (the highest
+    E), None if there is none. Tiles of different sizes meet a density differently, so times alone do not compare."""
     entries = [
         (name, entry)
         for name, entry in result.get("contestants", {}).items()
         if entry.get("family") == family and entry.get("status") == "ok" and entry.get("ms")
     ]
-    return min(entries, key=lambda pair: pair[1]["ms"]) if entries else None
+    return min(entries, key=lambda pair: pair[1]["ms"] / (pair[1].get("density") or 1.0)) if entries else None
+
+
+def baselines(data: dict) -> list[str]:
+    """Return the names of the dense BF16 attentions that a result holds times of, in alphabetical order."""
+    return sorted(
+        {
+            name
+            for result in cells_of(data, "attention").values()
+            for name, entry in result.get("contestants", {}).items()
+            if entry.get("family") == "dense" and entry.get("status") == "ok" and entry.get("ms")
+        }
+    )
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from ..grid import TokenGrid
 from ..plan import plans_for
 from ..schedule import Schedule
 from .cells import Cell
-from .model_attention import Marks, Processor, State, dense_backend, mark_linears
+from .figures import FEWEST_FOR_SPREAD
+from .model_attention import DENSE, Marks, Processor, State, dense_backend, mark_linears
 from .model_shapes import HEAD_DIM, SHAPES, TARGET_RATIO, TEXT_TOKENS, step_sigmas
 from .timing import Clock, Timing, short
 
 CHANNELS = 16
 TIMED_SECONDS = 20.0
-MOST_REPEATS = 5
+FEWEST_REPEATS, MOST_REPEATS = 3, 5
 
 
 def build(cell: Cell, device: torch.device) -> nn.Module:
@@ -82,14 +83,17 @@ class Step:
 
     def __call__(self) -> torch.Tensor:
         """Run one step and return the model's prediction."""
-        with torch.no_grad(), dense_backend(self.device):
+        with torch.no_grad(), dense_backend(self.state.dense):
             return self.model(**self.inputs, return_dict=False)[0]
 
     def timing(self) -> Timing:
-        """Return the milliseconds of a step that ran before, so that nothing compiles now."""
-        first = self.clock.sample(self, 1)
-        more = min(MOST_REPEATS, int(TIMED_SECONDS * 1e3 / first[0])) - 1 if self.clock.cuda else 0
-        return Timing.of(first + self.clock.sample(self, max(0, more)))
+        """Return the milliseconds of a step that ran before, so that nothing compiles now; three at least, a stand-in's
+        once."""
+        times = self.clock.sample(self, 1)
+        if self.clock.cuda:
+            wanted = min(MOST_REPEATS, max(FEWEST_REPEATS, int(TIMED_SECONDS * 1e3 / times[0])))
+            times += self.clock.sample(self, wanted - 1)
+        return Timing.of(times)
 
     def split(self) -> dict[str, float]:
         """Return the milliseconds of a step by part, from one step with marks around each; never compiled."""
@@ -133,7 +137,9 @@ def _eager(model: nn.Module):
 
 def run(cell: Cell, device: torch.device, standin: bool, save: Callable[[dict], None]) -> dict:
     """Return the cell's result: per variant (dense or sparse, bf16 or FP8 linears) the time of a step and its parts,
-    the ratio to the dense bf16 step, and the mean density that would give the target ratio."""
+    the ratios to the dense steps with the same and with bf16 linears, and the mean density that would give the target
+    ratio. Dense is the faster one of torch's cuDNN and FlashAttention-2, which a sparse step's cross-attention then
+    takes as well."""
     del standin  # the device says it all
     step = Step(cell, device)
     phases = plans(cell, device)
@@ -149,7 +155,8 @@ def run(cell: Cell, device: torch.device, standin: bool, save: Callable[[dict], 
         for kind, chosen in (("dense", [{"plan": None, "share": 1.0, "density": 1.0}]), ("sparse", phases)):
             name = f"{kind}, {linears} linears"
             try:
-                result["variants"][name] = variant(step, chosen)
+                tried = choose_dense(step) if kind == "dense" else {}
+                result["variants"][name] = {**variant(step, chosen), "dense": step.state.dense, **tried}
             except Exception as error:  # one variant's failure costs that variant
                 result["variants"][name] = {"status": "failed", "reason": short(error)}
             save(result)
@@ -183,19 +190,40 @@ def plans(cell: Cell, device: torch.device) -> list[dict]:
     return list(found.values())
 
 
+def choose_dense(step: Step) -> dict:
+    """Let ``step`` take the faster of torch's dense attentions and return the milliseconds of each, or why it has none;
+    raises RuntimeError if none runs."""
+    if not step.clock.cuda:
+        return {}
+    step.state.plan = None
+    times, reasons = {}, {}
+    for name in DENSE:
+        step.state.dense = name
+        try:
+            step()
+            times[name] = step.clock.sample(step, 1)[0]
+        except Exception as error:  # the other one may run
+            reasons[name] = short(error)
+    if not times:
+        raise RuntimeError("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+    step.state.dense = min(times, key=times.get)
+    return {"dense_ms": times, "dense_reasons": reasons}
+
+
 def variant(step: Step, phases: list[dict]) -> dict:
     """Return the mean step of a run that spends ``share`` of its steps in each phase: milliseconds, and by part."""
-    total, parts, spread = 0.0, {}, 0.0
+    total, parts, spread, count = 0.0, {}, 0.0, MOST_REPEATS
     for phase in phases:
         step.state.plan = phase["plan"]
         if not torch.isfinite(step()).all():
             raise RuntimeError("the model's prediction is not finite")
         timing = step.timing()
         total += phase["share"] * timing.median
-        spread = max(spread, timing.spread)
+        spread, count = max(spread, timing.spread), min(count, timing.count)
         for name, value in step.split().items():
             parts[name] = parts.get(name, 0.0) + phase["share"] * value
-    return {"status": "ok", "ms": total, "spread": spread, "parts_ms": parts}
+    told = {"spread": spread} if count >= FEWEST_FOR_SPREAD else {}
+    return {"status": "ok", "ms": total, "count": count, **told, "parts_ms": parts}
 
 
 def fp8_linears(model: nn.Module) -> str | None:
@@ -224,16 +252,20 @@ def conclude(result: dict) -> None:
         return
     for name, v in done.items():
         v["ratio"] = base["ms"] / v["ms"]
+        same = done.get(f"dense, {name.partition(', ')[2]}")
+        if same:
+            v["ratio_same_linears"] = same["ms"] / v["ms"]
         if name.startswith("sparse"):
             v["amdahl"] = amdahl(base["ms"], v["ms"], v["parts_ms"]["self-attention"], result["mean_density"])
     best = max((n for n in done if n.startswith("sparse")), key=lambda n: done[n]["ratio"], default=None)
     share = base["parts_ms"]["self-attention"] / base["parts_ms"]["total"]
     result["self_attention_share"] = share
     if best:
-        result["best_name"], result["best_ratio"] = best, done[best]["ratio"]
+        same = done[best].get("ratio_same_linears")
+        also = f" ({same:.2f}x against dense with the same linears)" if same else ""
         result["headline"] = (
-            f"{base['ms']:.1f} ms dense, {done[best]['ms']:.1f} ms {best}: {done[best]['ratio']:.2f}x at mean density "
-            f"{result['mean_density']:.1%}; self-attention is {share:.0%} of the dense step"
+            f"{base['ms']:.1f} ms dense, {done[best]['ms']:.1f} ms {best}: {done[best]['ratio']:.2f}x{also} at mean "
+            f"density {result['mean_density']:.1%}; self-attention is {share:.0%} of the dense step"
         )
 
 

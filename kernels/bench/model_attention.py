@@ -14,6 +14,8 @@ from ..attention import fps_attention
 from ..plan import AttentionPlan
 from .timing import Clock
 
+# Torch's dense attentions on a card; a whole step is compared with the faster one.
+DENSE = ("cudnn", "fa2")
 PARTS = ("self-attention", "cross-attention", "linears", "rest")
 
 
@@ -45,7 +47,8 @@ class Marks:
 
 
 class State:
-    """What every attention of the model follows: the plan of the step (None: dense), the backend and the marks.
+    """What every attention of the model follows: the plan of the step (None: dense), our backend, torch's one for what
+    is dense, and the marks.
 
     Triton's interpreter takes seconds per call, so a stand-in's model runs on the plain reference.
     """
@@ -53,6 +56,7 @@ class State:
     def __init__(self, marks: Marks) -> None:
         self.plan: AttentionPlan | None = None
         self.backend = "auto" if marks.clock.cuda else "reference"
+        self.dense = DENSE[0] if marks.clock.cuda else "torch"
         self.marks = marks
 
 
@@ -78,6 +82,9 @@ class Processor:
         if rotary_emb is not None:
             q, k = rotate(q, *rotary_emb).to(v.dtype), rotate(k, *rotary_emb).to(v.dtype)
         crossed = encoder_hidden_states is not None
+        # Read here, so that a compiled block is compiled again for the other one: torch chooses while it traces.
+        if self.state.dense not in (*DENSE, "torch"):
+            raise ValueError(f"'{self.state.dense}' is no dense attention; choose one of {', '.join(DENSE)}.")
         marks, plan = self.state.marks, None if crossed else self.state.plan
         if marks.on:
             with marks.around("cross-attention" if crossed else "self-attention"):
@@ -100,9 +107,10 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return x * cos + pairs * sin
 
 
-def dense_backend(device: torch.device) -> contextlib.AbstractContextManager:
-    """Return the context of every step: cuDNN's attention forced on a card, torch's choice on a CPU."""
-    return sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if device.type == "cuda" else contextlib.nullcontext()
+def dense_backend(name: str) -> contextlib.AbstractContextManager:
+    """Return the context of every step: one of torch's attentions forced, or for 'torch' its own choice."""
+    backends = {"cudnn": SDPBackend.CUDNN_ATTENTION, "fa2": SDPBackend.FLASH_ATTENTION}
+    return sdpa_kernel(backends[name]) if name in backends else contextlib.nullcontext()
 
 
 def mark_linears(model: nn.Module, marks: Marks) -> Callable[[], None]:

@@ -9,7 +9,7 @@ PARTS = ("self-attention", "cross-attention", "linears", "rest")
 
 def text(name: str, result: dict) -> str:
     """Return one whole-step cell: every variant with its parts, and what Amdahl's law says."""
-    rows = [["step", "ms", "ratio", *PARTS]]
+    rows = [["step", "ms", "n", "spread", "dense by", "vs dense", "vs dense bf16", *PARTS]]
     notes = []
     for variant, v in result["variants"].items():
         if v.get("status") != "ok":
@@ -17,7 +17,12 @@ def text(name: str, result: dict) -> str:
             continue
         parts = v["parts_ms"]
         shares = [f"{parts[part]:.1f} ({parts[part] / parts['total']:.0%})" for part in PARTS]
-        rows.append([variant, f"{v['ms']:.1f}", f"{v.get('ratio', 0):.2f}x", *shares])
+        spread = f"{v['spread']:.1%}" if "spread" in v else "-"
+        ratios = [f"{v[name]:.2f}x" if name in v else "-" for name in ("ratio_same_linears", "ratio")]
+        rows.append([variant, f"{v['ms']:.1f}", str(v.get("count", 1)), spread, v.get("dense", "-"), *ratios, *shares])
+        tried = ", ".join(f"{name} {ms:.1f} ms" for name, ms in v.get("dense_ms", {}).items())
+        if tried:
+            notes.append(f"{variant}: {tried}")
         law = v.get("amdahl")
         if law:
             notes.append(f"{variant}: {sentence(law)}")

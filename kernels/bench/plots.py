@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
-from .figures import Comparison, cells_of, compare
+from .figures import Comparison, baselines, cells_of, compare
 
 log = logging.getLogger(__name__)
 INK, FAINT = "#333333", "#999999"
 COLORS = {
     "triton-fp8-128": "#c0392b", "triton-fp8-64": "#e67e22", "triton-bf16-128": "#2471a3", "triton-bf16-64": "#5dade2",
-    "triton-int8-128": "#884ea0", "flex-128": "#1e8449", "vsa-64": "#7d6608", "sol-attn-64": "#717d7e",
+    "triton-int8-128": "#884ea0", "flex-128": "#1e8449", "vsa-64-triton": "#7d6608", "sol-attn-64": "#717d7e",
 }  # fmt: skip
 STAGES = {"attention": "#c0392b", "quantize": "#f5b041", "backward": "#2471a3", "other": "#bfc9ca"}
 
@@ -53,7 +54,8 @@ def shapes(data: dict) -> dict[str, dict[str, list[Comparison]]]:
     return found
 
 
-def _density(pyplot, data: dict):
+def _density(pyplot: Any, data: dict) -> Any | None:
+    """Return the figure of speed-up and E over density, None if no density was measured."""
     # The shape with the most densities says the most; the file's order decides between equals.
     found = shapes(data)
     if not found:
@@ -68,7 +70,10 @@ def _density(pyplot, data: dict):
         style = {"marker": "o", "markersize": 4, "label": contestant, "color": COLORS.get(contestant)}
         left.plot([r.density for r in line], [r.speedup for r in line], **style)
         right.plot([r.density for r in line], [r.efficiency for r in line], **style)
-    for axes, title in ((left, "speed-up over the fastest dense BF16"), (right, "E = speed-up x density")):
+    for axes, title in (
+        (left, "speed-up over the fastest dense BF16 of: " + ", ".join(baselines(data))),
+        (right, "E = speed-up x density"),
+    ):
         axes.set_xscale("log")
         _density_ticks(axes, densities)
         axes.set_xlabel("density")
@@ -101,7 +106,8 @@ def _ratio_ticks(axes) -> None:
     axes.set_yticks([], minor=True)
 
 
-def _stages(pyplot, data: dict):
+def _stages(pyplot: Any, data: dict) -> Any | None:
+    """Return the figure of our time by stage, None if none was measured."""
     rows = []
     for name, result in cells_of(data, "attention").items():
         ours = compare(name, result)

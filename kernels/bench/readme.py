@@ -1,36 +1,20 @@
-"""The README's block of measured figures, generated from the newest result file; without one it says so."""
+"""The README's block of measured figures, generated from one result file; without one it says so."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from .figures import cells_of, compare, fastest, find
-from .store import RESULTS, ResultError, read_json
+from .figures import FEWEST_FOR_SPREAD, baselines, cells_of, compare, fastest, find
+from .model_shapes import PUBLISHED
+from .store import ResultError
 
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
 NONE = "*not measured*"
 SHAPE = "720p, 81 frames, 40 heads"
 
 
-def newest(folder: Path = RESULTS) -> tuple[Path, dict] | None:
-    """Return the newest result of a plain benchmark on a card, by its own date; None if there is none.
-
-    Stand-ins, smoke runs and tunings never count.
-    """
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            data = read_json(path)
-        except ResultError:
-            continue  # another kind of file
-        if data.get("standin") is False and data.get("purpose") == "benchmark":
-            found.append((str(data.get("header", {}).get("date", "")), path, data))
-    return max(found, key=lambda row: row[:2])[1:] if found else None
-
-
-def block(folder: Path = RESULTS) -> str:
-    """Return the README's block without its markers."""
-    found = newest(folder)
+def block(found: tuple[Path, dict] | None) -> str:
+    """Return the README's block, without its markers, of a result file and its path; None: nothing was measured."""
     data = found[1] if found else {"cells": {}}
     rows = [*_sparse(data), *_dense(data), *_backward(data), *_step(data), *_start(data), *_overhead(data)]
     lines = ["| measured on a graphics card | |", "|---|---:|"]
@@ -42,27 +26,29 @@ def block(folder: Path = RESULTS) -> str:
         versions = header.get("versions", {})
         lines.append(
             f"{header.get('card')}, driver {driver}, torch {versions.get('torch')}, triton {versions.get('triton')}, "
-            f"commit {header.get('commit')}{' with changes' if header.get('dirty') else ''}, "
-            f"{str(header.get('date'))[:10]}; all cells in "
+            f"commit {header.get('commit')}, {str(header.get('date'))[:10]}; all cells in "
             f"[`kernels/results/{found[0].name}`](kernels/results/{found[0].name})."
         )
+        dense = f"the fastest of {', '.join(baselines(data)) or 'none'}, the dense BF16 attentions in this result,"
     else:
         lines.append("No result of a card is in `kernels/results/`.")
+        dense = "the fastest dense BF16 attention measured beside it (each result names them)"
     lines.append(
-        "E is the time of the fastest dense BF16 attention over ours, times the density: 1 means that nothing is "
-        "wasted. Ours includes quantization; `python -m kernels.benchmark` measures it again."
+        f"E is the time of {dense} over ours, times the density: 1 means that nothing is wasted. Ours includes "
+        "quantization; `python -m kernels.benchmark` measures it again."
     )
     return "\n".join(lines)
 
 
-def update(path: Path, folder: Path = RESULTS) -> None:
-    """Replace what stands between the markers of ``path``; raises ResultError if they are not there."""
+def update(path: Path, found: tuple[Path, dict] | None) -> None:
+    """Replace what stands between the markers of ``path`` by the block of a result (None: of none); raises ResultError
+    if they are not there."""
     text = path.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ResultError(f"{path.name} has no lines '{BEGIN}' and '{END}'; add them where the figures belong.")
-    path.write_text(f"{before}{BEGIN}\n{block(folder)}\n{END}{after}", encoding="utf-8")
+    path.write_text(f"{before}{BEGIN}\n{block(found)}\n{END}{after}", encoding="utf-8")
 
 
 def _sparse(data: dict) -> list[tuple[str, str | None]]:
@@ -93,17 +79,26 @@ def _backward(data: dict) -> list[tuple[str, str | None]]:
 
 
 def _step(data: dict) -> list[tuple[str, str | None]]:
-    rows = {"wan2.1-14b": None, "wan2.1-1.3b": None}
-    for result in cells_of(data, "model").values():
-        name = result["cell"]["model"]
-        best = result.get("best_ratio")
-        if name in rows and best and (rows[name] is None or best > rows[name][0]):
-            density = result.get("mean_density")
-            words = (
-                f"{best:.2f}x ({result['cell']['label']}, mean density {density:.1%}, {result.get('best_name', '')})"
-            )
-            rows[name] = (best, words)
-    return [(f"one whole denoising step, {name}", row[1] if row else None) for name, row in rows.items()]
+    rows = []
+    for name, words in PUBLISHED.items():
+        result = cells_of(data, "model").get(name)
+        rows.append((f"one whole denoising step, {words}", step_sentence(result) if result else None))
+    return rows
+
+
+def step_sentence(result: dict) -> str | None:
+    """Return both ratios of a whole step with FP8 linear layers, None where one side was not measured."""
+    variants = {name: v for name, v in result["variants"].items() if v.get("status") == "ok"}
+    ours, same, bf16 = (variants.get(f"{kind} linears") for kind in ("sparse, fp8", "dense, fp8", "dense, bf16"))
+    if not ours or not same or not bf16:
+        return None
+    count = min(v.get("count", 1) for v in (ours, same, bf16))
+    spread = max(v.get("spread") or 0.0 for v in (ours, same, bf16))
+    return (
+        f"{same['ms'] / ours['ms']:.2f}x against dense with the same linear layers ({same.get('dense', '-')}), "
+        f"{bf16['ms'] / ours['ms']:.2f}x against dense with bf16 linear layers ({bf16.get('dense', '-')}); n={count}"
+        + (f", spread {spread:.1%}" if count >= FEWEST_FOR_SPREAD else "")
+    )
 
 
 def _start(data: dict) -> list[tuple[str, str | None]]:

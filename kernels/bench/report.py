@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .figures import compare, fastest
+from .figures import WITH_GRADIENT, baselines, cells_of, compare, fastest
 
 COLUMNS = ("contestant", "ms", "spread", "density", "speed-up", "E", "TFLOP/s", "extra memory", "host us", "error")
 
@@ -17,7 +17,7 @@ def table(data: dict) -> str:
             if not result.get("contestants"):
                 continue
         if kind == "attention":
-            parts.append(attention(name, result))
+            parts.append(attention(name, result, copy_rate(data)))
         elif kind == "model":
             from .model_report import text
 
@@ -41,22 +41,35 @@ def head(data: dict) -> str:
         f"driver {smi.get('driver_version', '-')}, CUDA {header.get('cuda')}, cuDNN {header.get('cudnn')}; {versions}",
     ]
     if smi:
-        lines.append(f"clocks: SM {smi.get('clocks.sm')} of {smi.get('clocks.max.sm')}, power {smi.get('power.limit')}")
+        lines.append(f"idle before: SM clock {smi.get('clocks.sm')} of {smi.get('clocks.max.sm')}, power limit "
+                     f"{smi.get('power.limit')}")  # fmt: skip
+    dense = baselines(data)
+    lines.append(f"dense BF16 attentions in this file: {', '.join(dense) if dense else 'none'}")
     if data.get("standin"):
         lines.insert(0, "STAND-IN: measured on a CPU to try the path; the numbers say nothing about a card.")
     return "\n".join(lines)
 
 
-def attention(name: str, result: dict) -> str:
-    """Return one attention cell: the contestants by time, then who did not take part and why."""
+def copy_rate(data: dict) -> float | None:
+    """Return the bytes per second of a copy that the file's ceilings hold, None without them."""
+    for result in cells_of(data, "ceilings").values():
+        if rate := result.get("copy", {}).get("tb_per_s"):
+            return rate * 1e12
+    return None
+
+
+def attention(name: str, result: dict, copy: float | None = None) -> str:
+    """Return one attention cell: the contestants by time, then who did not take part and why. ``copy``: the bytes per
+    second that quantization is compared with."""
     dense = fastest(result, "dense")
+    backward = result["cell"]["direction"] == "backward"
     rows, others = [], []
     for contestant, entry in result.get("contestants", {}).items():
         if not entry.get("ms"):
             others.append(f"{contestant}: {entry.get('status')} ({entry.get('reason', '')})")
             continue
         speedup = dense[1]["ms"] / entry["ms"] if dense else None
-        flops = result["dense_flops"] * (3.5 if result["cell"]["direction"] == "backward" else 1.0) * entry["density"]
+        flops = result["dense_flops"] * (WITH_GRADIENT if backward else 1.0) * entry["density"]
         extra = entry.get("extra_bytes")
         rows.append(
             (
@@ -87,6 +100,13 @@ def attention(name: str, result: dict) -> str:
             f"{ours.ours}: {share or 'stages not measured'}; plan built in {plan.get('build_ms', 0):.0f} ms, looked up "
             f"in {plan.get('lookup_us', 0):.1f} us"
         )
+        moved = stage.get("quantize_bytes_per_s")
+        if moved:
+            of = f", {moved / copy:.0%} of a copy's" if copy else ""
+            lines.append(f"quantization moves {moved / 1e9:.0f} GB/s{of}")
+    after = result.get("card_after")
+    if after:
+        lines.append(f"card after the cell: {', '.join(f'{k} {v}' for k, v in after.items())}")
     picked = result.get("contestants", {}).get("sdpa", {}).get("notes", {}).get("picked")
     if picked:
         lines.append(f"sdpa picked {picked}")

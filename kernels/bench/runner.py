@@ -112,7 +112,10 @@ def _tail(log: Path) -> str:
 
 def _end(child: subprocess.Popen) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
+        if hasattr(os, "killpg"):
+            os.killpg(child.pid, signal.SIGKILL)
+        else:  # Windows has no process groups to kill
+            child.kill()
     child.wait()
 
 
@@ -121,16 +124,15 @@ def run(
 ) -> list[str]:
     """Run what ``store`` does not hold yet, in order, until the budget ends; return the names of what was left out.
 
-    ``say`` gets one line per cell. The file is written after every cell.
+    ``say`` gets one line per cell. The file is written after every cell. Raises ResultError where ``store`` holds
+    results of another card, driver, software or code.
     """
     began = time.monotonic()
     left_out: list[str] = []
     with contextlib.ExitStack() as stack:
         cache = options.cache or stack.enter_context(tempfile.TemporaryDirectory(prefix="fps-kernels-"))
-        if not store.data["header"]:
-            header = run_cell(Cell("header", "header", limit=120.0), options, 120.0, cache)
-            store.data["header"] = {k: v for k, v in header.items() if k not in ("cell", "seconds", "status")}
-            store.save()
+        header = run_cell(Cell("header", "header", limit=120.0), options, 120.0, cache)
+        store.take_header({k: v for k, v in header.items() if k not in ("cell", "seconds", "status")})
         for cell in cells:
             if store.done(cell.id, options.retry):
                 continue

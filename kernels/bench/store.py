@@ -63,6 +63,42 @@ def read_json(path: Path) -> dict:
     return data
 
 
+def identity(header: dict) -> dict[str, Any]:
+    """Return what two runs must share to stand in one file, by name."""
+    driver = (header.get("nvidia_smi") or {}).get("driver_version")
+    found = {name: header.get(name) for name in ("card", "commit", "changes", "cuda", "cudnn", "python")}
+    packages = {f"package {name}": value for name, value in (header.get("versions") or {}).items()}
+    return {**found, "driver": driver, **packages}
+
+
+def published(data: dict) -> str | None:
+    """Return why a result is none for the README, None if it is one: stand-ins and changed code say nothing that
+    others could repeat."""
+    if data.get("standin") is not False:
+        return "is a stand-in's"
+    if data.get("purpose") != "benchmark":
+        return f"holds a run for '{data.get('purpose')}', not the benchmark"
+    if (data.get("header") or {}).get("dirty"):
+        return "was measured on code with changes that no commit holds"
+    return None
+
+
+def newest(folder: Path = RESULTS, *, unpublished: bool = False) -> tuple[Path, dict] | None:
+    """Return the newest plain benchmark's result in ``folder``, by its own date, None if there is none.
+
+    Only those that may stand in the README count; with ``unpublished`` stand-ins and changed code as well.
+    """
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            data = read_json(path)
+        except ResultError:
+            continue  # another kind of file
+        if data.get("purpose") == "benchmark" if unpublished else published(data) is None:
+            found.append((str((data.get("header") or {}).get("date", "")), path, data))
+    return max(found, key=lambda row: row[:2])[1:] if found else None
+
+
 class Store:
     """A result file that grows by cells. Stand-ins are refused under the folder of committed results."""
 
@@ -77,8 +113,28 @@ class Store:
             self.data = read_json(self.path)
             if bool(self.data.get("standin")) != standin:
                 raise ResultError(f"{self.path.name} mixes stand-ins and a card; give --out another name.")
+            if self.data.get("purpose") != purpose:
+                raise ResultError(
+                    f"{self.path.name} holds a run for '{self.data.get('purpose')}', this one is for '{purpose}'; give "
+                    "--out another name."
+                )
         else:
             self.data = {"format": FORMAT, "standin": standin, "purpose": purpose, "header": {}, "cells": {}}
+
+    def take_header(self, header: dict) -> None:
+        """Keep ``header`` in a new file; raises ResultError where the file's own one tells of something else that the
+        times depend on."""
+        if self.data["header"]:
+            held, now = identity(self.data["header"]), identity(header)
+            for name in sorted({*held, *now}):
+                if held.get(name) != now.get(name):
+                    raise ResultError(
+                        f"{self.path.name} was measured with {name} {held.get(name)}, now it is {now.get(name)}; give "
+                        "--out another name."
+                    )
+            return
+        self.data["header"] = header
+        self.save()
 
     def done(self, name: str, retry: bool = False) -> bool:
         """Return whether the cell is recorded; with ``retry`` only a success counts."""

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import torch
 
 from .. import triton_runtime
 from ..attention import backends, configs, make_spec, triton_forward
-from ..quantize.triton_quantize import quantize
+from ..attention.spec import Spec
+from ..quantize.triton_quantize import quantize, slots_of
 from .cells import SLOTS, Cell
 from .problem import Problem, expected
 from .timing import Clock, relative_error, short
 
-# Backend, what the phase asks for, and the rounding that its reference follows.
+
+@dataclass(frozen=True)
+class Kind:
+    """What is tuned: a backend, what the phase asks for, the rounding that its reference follows, the error allowed."""
+
+    backend: str
+    attention: str
+    granularity: str
+    form: str
+    tolerance: float
+
+
 KINDS = {
-    "fp8": ("triton-fp8", "fp8", "e4m3", 2e-2),
-    "16": ("triton-bf16", "bf16", "none", 1e-2),
-    "int8": ("triton-int8", "fp8", "int8", 2e-2),
+    "fp8": Kind("triton-fp8", "fp8", "x1", "e4m3", 2e-2),
+    "16": Kind("triton-bf16", "bf16", "x1", "none", 1e-2),
+    "int8": Kind("triton-int8", "fp8", "x1", "int8", 2e-2),
+    "fp8-token": Kind("triton-fp8", "fp8", "token", "e4m3", 2e-2),
 }
 
 
@@ -31,16 +44,17 @@ def run(cell: Cell, device: torch.device, save: Callable[[dict], None]) -> dict:
     problem = Problem(cell, device, torch.bfloat16)
     rows: dict[str, dict] = {}
     result: dict = {"status": "ok", "contestants": rows, "faster": []}
-    for kind, (backend, attention, form, tolerance) in KINDS.items():
+    for name, kind in KINDS.items():
         for slots in SLOTS if cell.density != 100 else SLOTS[1:]:
-            reason = dict(backends(device, problem.dtype, cell.dim, attention)).get(backend, "no such backend")
+            usable = dict(backends(device, problem.dtype, cell.dim, kind.attention))
+            reason = usable.get(kind.backend, "no such backend")
             if reason:
-                rows[f"{kind}-{slots}"] = {"status": "not run", "reason": reason}
+                rows[f"{name}-{slots}"] = {"status": "not run", "reason": reason}
                 continue
             try:
-                group(clock, problem, kind, slots, (backend, attention, form, tolerance), result)
+                group(clock, problem, name, slots, result)
             except Exception as error:  # one group's failure costs that group
-                rows[f"{kind}-{slots}"] = {"status": "failed", "reason": short(error)}
+                rows[f"{name}-{slots}"] = {"status": "failed", "reason": short(error)}
             save(result)
     timed = sum("ms" in row for row in rows.values())
     if not timed:
@@ -51,32 +65,38 @@ def run(cell: Cell, device: torch.device, save: Callable[[dict], None]) -> dict:
     return result
 
 
-def group(clock: Clock, problem: Problem, kind: str, slots: int, how: tuple, result: dict) -> None:
-    """Time every candidate of one kind and tile size in turns and add the entries to ``result``."""
-    backend, attention, form, tolerance = how
-    plan = problem.plan(slots, attention)
-    spec = make_spec(plan, plan.lists_for(problem.q, problem.k), backend)
-    capability = triton_runtime.capability(problem.device)
-    # What a kernel reserves per tile: a power of two that every product can take.
-    reserved = max(32 if kind == "fp8" else 16, 1 << (spec.index.shape[1] - 1).bit_length())
-    candidates = configs.candidates(kind, capability, reserved, problem.cell.dim)
+def candidates(spec: Spec, device: torch.device, dim: int) -> list[configs.Config]:
+    """Return the forward's configurations for a call by ``spec``, first the one that such a call takes."""
+    slots = slots_of(spec.index.shape[1], spec.format)
+    return configs.candidates(
+        triton_forward.KIND[spec.format], triton_runtime.capability(device), slots, dim,
+        per_token=spec.granularity == "token", mask=triton_forward.mask_of(spec, slots)[0],
+    )  # fmt: skip
+
+
+def group(clock: Clock, problem: Problem, kind: str, slots: int, result: dict) -> None:
+    """Time every candidate of one of KINDS and tile size in turns, as the op runs it, and add the entries to
+    ``result``."""
+    how = KINDS[kind]
+    plan = problem.plan(slots, how.attention, how.granularity)
+    spec = make_spec(plan, plan.lists_for(problem.q, problem.k), how.backend)
     inputs = (problem.q, problem.k, problem.v)
-    codes = None if form == "none" else quantize(*inputs, spec)
-    want, heads, tokens = expected(problem, plan, form)
+    codes = None if how.form == "none" else quantize(*inputs, spec)
+    want, heads, tokens = expected(problem, plan, how.form)
     calls = {}
-    for number, config in enumerate(candidates):
+    for number, config in enumerate(candidates(spec, problem.device, problem.cell.dim)):
         name = f"{kind}-{slots}-{number}"
         entry = result["contestants"][name] = {"family": "tune", "config": asdict(config), "density": plan.density}
 
         def call(config=config) -> torch.Tensor:
-            return triton_forward.forward_codes(*inputs, codes, spec, stats=False, config=config)[0]
+            return triton_forward.forward_codes(*inputs, codes, spec, stats=True, config=config)[0]
 
         try:
             entry["error"] = relative_error(call()[:, tokens][:, :, heads], want)
         except Exception as error:
             entry.update(status="failed", reason=short(error))
             continue
-        if entry["error"] > tolerance:
+        if entry["error"] > how.tolerance:
             entry.update(status="wrong", reason=f"differs from the reference ({entry['error']:.3g})")
             continue
         entry["status"] = "ok"

@@ -6,7 +6,7 @@ import math
 
 import pytest
 from fpsattention.kernels.bench import account
-from fpsattention.kernels.bench.readme import newest
+from fpsattention.kernels.bench.store import newest
 
 EVERYTHING_NEAR = account.Card(l2=math.inf)
 

@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from fpsattention.kernels.bench import runner
+from fpsattention.kernels.bench import environment, runner
 from fpsattention.kernels.bench.cells import Cell
+from fpsattention.kernels.bench.cli import default_path
 from fpsattention.kernels.bench.runner import Options, run, run_cell
 from fpsattention.kernels.bench.store import RESULTS, ResultError, Store, plain, read_json, write_json
 
@@ -169,10 +170,85 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     new_store(tmp_path).save()
     with pytest.raises(ResultError, match="mixes stand-ins and a card"):
         Store(tmp_path / "result.json", standin=False, purpose="benchmark")
+    with pytest.raises(ResultError, match="holds a run for 'benchmark', this one is for 'tune'"):
+        Store(tmp_path / "result.json", standin=True, purpose="tune")
     for text in ("", "{", "[]", '{"format": 99, "cells": {}}'):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(ResultError, match="is no result file"):
             Store(tmp_path / "bad.json", standin=True, purpose="benchmark")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"card": "another"}, "with card a card, now it is another"),
+        ({"commit": "f" * 12}, "with commit"),
+        ({"changes": "0123abcd"}, "with changes None, now it is 0123abcd"),
+        ({"nvidia_smi": {"driver_version": "2"}}, "with driver 1, now it is 2"),
+        ({"versions": {"torch": "2.12"}}, "with package torch 2.11, now it is 2.12"),
+        ({"versions": {"torch": "2.11", "fa3": "1"}}, "with package fa3 None, now it is 1"),
+    ],
+)
+def test_a_file_holds_one_card_one_software_and_one_code(change, says, tmp_path):
+    header = {"card": "a card", "commit": "0" * 12, "changes": None, "versions": {"torch": "2.11"}, "date": "today"}
+    header["nvidia_smi"] = {"driver_version": "1", "clocks.sm": "300 MHz"}
+    new_store(tmp_path).take_header(header)
+    again = new_store(tmp_path)
+    again.take_header({**header, "date": "tomorrow", "nvidia_smi": {"driver_version": "1", "clocks.sm": "900 MHz"}})
+    assert again.data["header"]["date"] == "today"
+    with pytest.raises(ResultError) as caught:
+        again.take_header({**header, **change})
+    assert says in str(caught.value) and "give --out another name" in str(caught.value)
+
+
+def test_changed_code_has_a_name_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e"]
+
+    def do(*arguments: str) -> None:
+        subprocess.run([*git, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    code = tmp_path / "kernels" / "deep" / "a.py"
+    code.parent.mkdir(parents=True)
+    code.write_text("x = 1\n")
+    do("init", "-q")
+    do("add", ".")
+    do("commit", "-q", "-m", "first")
+    clean = environment.commit()
+    assert clean["dirty"] is False and clean["changes"] is None and len(clean["commit"]) == 12
+    (tmp_path / "kernels" / "results.json").write_text("{}")  # what measuring writes is no change
+    assert environment.commit() == clean
+    seen = set()
+    for text in ("x = 2\n", "x = 3\n"):
+        code.write_text(text)
+        seen.add(environment.commit()["changes"])
+    code.with_name("new.py").write_text("y = 1\n")
+    seen.add(environment.commit()["changes"])
+    assert len(seen) == 3 and None not in seen and environment.commit()["dirty"] is True
+    monkeypatch.setattr(environment, "card_name", lambda: "card")
+    names = {environment.commit()["changes"]: default_path(False, "benchmark").name}
+    ((changes, name),) = names.items()
+    assert name == f"card-{clean['commit']}-dirty-{changes}.json"
+
+
+def test_a_child_is_ended_where_there_are_no_process_groups(monkeypatch):
+    monkeypatch.delattr(os, "killpg")
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    runner._end(child)
+    assert child.returncode is not None
+
+
+def test_a_driver_that_does_not_know_a_field_is_asked_for_fewer(monkeypatch):
+    asked = []
+
+    def ask(which, fields):
+        asked.append((which, fields))
+        return {} if "clocks_event_reasons.active" in fields else dict.fromkeys(fields, "1")
+
+    monkeypatch.setattr(environment, "_ask", ask)
+    monkeypatch.setattr(environment, "uuid", lambda device: "GPU-1")
+    found = environment.state("cuda:1")
+    assert "clocks_throttle_reasons.active" in found and {which for which, _ in asked} == {"GPU-1"}
 
 
 def test_json_holds_no_nan_and_a_failed_write_leaves_the_old_file(tmp_path):

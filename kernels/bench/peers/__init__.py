@@ -75,9 +75,9 @@ def missing(package: str) -> str | None:
 
 def contestants() -> list[Contestant]:
     """Return all contestants, ours first, then the dense ones."""
-    from . import dense, fastvideo, flex, kitchen, ours, sage
+    from . import dense, fastvideo, flex, kitchen, ours, sage, sparge
 
-    return [*ours.ALL, *dense.ALL, *flex.ALL, *fastvideo.ALL, *kitchen.ALL, *sage.ALL]
+    return [*ours.ALL, *dense.ALL, *flex.ALL, *fastvideo.ALL, *kitchen.ALL, *sage.ALL, *sparge.ALL]
 
 
 def in_tiles(x: torch.Tensor, plan: AttentionPlan, slots: int) -> torch.Tensor:

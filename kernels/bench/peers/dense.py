@@ -1,7 +1,8 @@
-"""Dense attention of torch: cuDNN forced, FlashAttention-2 forced, and whatever torch picks by itself."""
+"""Dense BF16 attention: torch's cuDNN, torch's FlashAttention-2 and what torch picks; FlashAttention-3 and -4."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 
 from ..problem import Problem
-from . import TOLERANCE_16, Prepared
+from . import TOLERANCE_16, Prepared, missing
 
 # Measured in every cell, so that a ratio comes from one process; the others are compared once, in the dense cells.
 IN_EVERY_CELL = ("cudnn", "fa2")
@@ -75,9 +76,44 @@ class Dense:
         return ready
 
 
+@dataclass(frozen=True)
+class Flash:
+    """FlashAttention-3 or -4 of its own package, in token order."""
+
+    name: str
+    module: str
+    majors: tuple[int, ...]
+    family: str = "dense"
+
+    def reason(self, problem: Problem) -> str | None:
+        """See ``Contestant.reason``."""
+        if absent := missing(self.module):
+            return absent
+        if problem.device.type != "cuda":
+            return "needs a CUDA card"
+        major = torch.cuda.get_device_capability(problem.device)[0]
+        cards = ", ".join(f"{known}.x" for known in self.majors)
+        return None if major in self.majors else f"is for compute capability {cards}, not {major}.x"
+
+    def prepare(self, problem: Problem) -> Prepared:
+        """See ``Contestant.prepare``."""
+        attention = importlib.import_module(self.module).flash_attn_func
+
+        def forward(q, k, v):
+            out = attention(q, k, v)
+            # Some versions return the log sums as well.
+            return out[0] if isinstance(out, tuple) else out
+
+        return Prepared(
+            forward, problem.leaves(), problem.grad, lambda out: out, 1.0, TOLERANCE_16, problem.full()
+        )  # fmt: skip
+
+
 ALL = [
     Dense("cudnn", SDPBackend.CUDNN_ATTENTION),
     Dense("fa2", SDPBackend.FLASH_ATTENTION),
+    Flash("fa3", "flash_attn_interface", (9,)),
+    Flash("fa4", "flash_attn.cute", (9, 10, 11)),
     Dense("sdpa", None),
     Dense("cudnn-bhsd", SDPBackend.CUDNN_ATTENTION, contiguous=True),
 ]

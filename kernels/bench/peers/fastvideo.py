@@ -23,7 +23,7 @@ def _unusable(problem: Problem) -> str | None:
 class Vsa:
     """VSA's block-sparse attention with our lists: tiles of 64 rows with their live counts."""
 
-    name, family = "vsa-64", "sparse"
+    name, family = "vsa-64-triton", "sparse"
 
     def reason(self, problem: Problem) -> str | None:
         """See ``Contestant.reason``."""

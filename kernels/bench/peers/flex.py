@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -43,7 +44,8 @@ class Flex:
 
 
 @cache
-def _flex(compiled: bool):
+def _flex(compiled: bool) -> Callable[..., torch.Tensor]:
+    """Return FlexAttention, compiled or not."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
@@ -68,8 +70,11 @@ def block_mask(plan: AttentionPlan, slots: int, compiled: bool) -> object:
         order = torch.argsort(mask.int(), dim=-1, descending=True, stable=True)
         return mask.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
 
+    same = plan.layout.uniform if plan.layout.uniform == plan.layout.last else 0
+
     def is_live(b, h, q, k):
-        return k % slots < live[k // slots]
+        # A constant where all tiles are alike: a look into a table would slow the kernel for nothing.
+        return k % slots < same if same else k % slots < live[k // slots]
 
     def is_seen(b, h, q, k):
         return seen[q // slots, k // slots] & is_live(b, h, q, k)

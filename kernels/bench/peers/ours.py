@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...attention import backends, fps_attention
+from ...attention import backends, fps_attention, make_spec
 from ...attention.dispatch import FP8_FORM
+from ...quantize.traffic import traffic
 from ..problem import Problem
 from . import TOLERANCE_16, Prepared
 
@@ -47,6 +48,12 @@ class Ours:
         form = FP8_FORM[self.backend] if self.attention == "fp8" else "none"
         tolerance = TOLERANCE_16 if form == "none" else TOLERANCE_FP8
         return Prepared(forward, problem.leaves(), problem.grad, lambda out: out, plan.density, tolerance, plan, form)
+
+
+def quantizer_bytes(problem: Problem, contestant: Ours, prepared: Prepared) -> int:
+    """Return the bytes that quantization reads and writes in one forward call of ``contestant``."""
+    spec = make_spec(prepared.plan, prepared.plan.lists_for(problem.q, problem.k), contestant.backend)
+    return traffic(problem.q, spec).moved
 
 
 ALL = [

@@ -1,7 +1,8 @@
-"""SageAttention 1.0.6: dense, INT8 Q and K, in Triton."""
+"""SageAttention, whichever version is installed: dense, INT8 Q and K; version 1 is in Triton."""
 
 from __future__ import annotations
 
+from ..environment import version
 from ..problem import Problem
 from . import TOLERANCE_8, Prepared, missing
 
@@ -9,7 +10,13 @@ from . import TOLERANCE_8, Prepared, missing
 class Sage:
     """``sageattn`` in token order; it smooths K in place, so it gets a copy of its own."""
 
-    name, family = "sage1", "dense8"
+    family = "dense8"
+
+    @property
+    def name(self) -> str:
+        """'sage', with the installed version: 1 and 2 are different kernels."""
+        found = version("sageattention")
+        return f"sage-{found}" if found[0].isdigit() else "sage"
 
     def reason(self, problem: Problem) -> str | None:
         """See ``Contestant.reason``."""
