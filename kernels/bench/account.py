@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..grid import TokenGrid, choose_tiling
 from .cells import window_for
-from .figures import fastest, find
+from .figures import WITH_GRADIENT, cells_of, fastest, find
 from .machine_code import Row, recorded
 from .variants import PRODUCTS
 
@@ -30,18 +30,23 @@ class Card:
     """What an H200 gives: multiprocessors, clocks per second, and per multiprocessor and clock multiply-adds by matrix
     instruction, exponentials, instruction lanes, lanes of the half-rate unit; bytes per second of L2 and of memory."""
 
+    # NVIDIA's data sheet.
     multiprocessors: int = 132
+    # An assumption: the highest clock is 1.98 GHz, and matrix instructions on full power run below it.
     clock: float = 1.755e9
+    # The data sheet's dense rates (1979 TFLOP/s in 8 bits, 989 in 16) at the 1.83 GHz that they are stated for.
     products: tuple[tuple[str, float], ...] = (("QGMMA", 4096.0), ("IGMMA", 4096.0), ("HGMMA", 2048.0))
+    # CUDA's programming guide, arithmetic throughput of compute capability 9.0.
     special: float = 16.0
     lanes: float = 128.0
     half: float = 64.0
-    # Not measured yet: what the kernels' reports of other cards suggest.
+    # An assumption; the benchmark's cell 'ceilings' measures it.
     l2: float = 5.5e12
+    # An assumption: 81 % of the data sheet's 4.8 TB/s, as quantization gathers rows. A plain copy should reach 4.3.
     memory: float = 3.9e12
-    # A matrix instruction with fewer columns takes the time of this many.
+    # An assumption: a matrix instruction with fewer columns takes the time of this many.
     narrowest: int = 32
-    # The dense BF16 attention that E compares with, while none was measured.
+    # An assumption: the dense BF16 attention that E compares with, while none was measured.
     dense_bf16: float = 600e12
 
 
@@ -119,7 +124,8 @@ def units(row: Row, card: Card) -> Units:
 
 @dataclass(frozen=True)
 class Case:
-    """A line of the account: recorded variants and kernels, the benchmark's name for it, slots of its tiles."""
+    """A line of the account: recorded variants and kernels, the benchmark's name for it (empty: it is not shipped, so
+    the benchmark does not time it), slots of its tiles."""
 
     title: str
     parts: tuple[tuple[str, str], ...]
@@ -131,7 +137,12 @@ class Case:
 
 FORWARD = "sparse_attention_forward"
 PARTS = {FORWARD: "forward", "backward_queries": "dQ", "backward_keys": "dK, dV"}
-SPARSE = (50, 25, 15, 10, 5)
+# Products over the head dimension that count as work (two of a forward, five of a backward); the others of a kernel are
+# computed twice.
+COUNTED = {FORWARD: 2, "backward_queries": 1, "backward_keys": 4}
+SPARSE = (25, 15, 10, 5)
+# The candidate that loads half as much from L2.
+LARGE = "[128x128 8w2s]"
 
 
 def _both(slots: int) -> tuple[tuple[str, str], ...]:
@@ -141,19 +152,24 @@ def _both(slots: int) -> tuple[tuple[str, str], ...]:
 
 CASES = (
     Case("FP8 dense", (("fp8 x1 dense", FORWARD),), "triton-fp8-128", SLOTS_OF_DENSE, (100,)),
-    Case("BF16 dense", (("bf16 dense", FORWARD),), "triton-bf16-128", SLOTS_OF_DENSE, (100,)),
+    Case("FP8 dense, candidate", ((f"fp8 x1 dense {LARGE}", FORWARD),), "", SLOTS_OF_DENSE, (100,)),
     Case("FP8, 64 slots", (("fp8 x1 64", FORWARD),), "triton-fp8-64", 64, SPARSE),
     Case("FP8, 128 slots", (("fp8 x1 128", FORWARD),), "triton-fp8-128", 128, SPARSE),
-    Case("BF16, 128 slots", (("bf16 128", FORWARD),), "triton-bf16-128", 128, SPARSE),
-    Case("FP8 with gradient, 64 slots", _both(64), "triton-fp8-64", 64, SPARSE, "backward"),
-    Case("FP8 with gradient, 128 slots", _both(128), "triton-fp8-128", 128, SPARSE, "backward"),
+    Case("FP8, 128 slots, candidate", ((f"fp8 x1 128 {LARGE}", FORWARD),), "", 128, SPARSE),
+    Case("BF16, 128 slots", (("bf16 128", FORWARD),), "triton-bf16-128", 128, (15,)),
+    Case("FP8 with gradient, 64 slots", _both(64), "triton-fp8-64", 64, (15,), "backward"),
+    Case("FP8 with gradient, 128 slots", _both(128), "triton-fp8-128", 128, (15,), "backward"),
 )
 
 
 def rows_of(case: Case, rows: list[Row]) -> list[Row]:
-    """Return the recorded rows of a case's kernels on sm_90; raises KeyError for one that is not recorded."""
+    """Return the recorded rows of a case's kernels on sm_90; raises KeyError for one that is not recorded.
+
+    A candidate for dense lists has the loop of that for windows on 128 slots: it stands in while only it is recorded.
+    """
     found = {(row["variant"], row["kernel"]): row for row in rows if row["card"] == 90}
-    return [found[part] for part in case.parts]
+    alike = [(name.replace(" dense [", " 128 ["), kernel) for name, kernel in case.parts]
+    return [found[part if part in found else other] for part, other in zip(case.parts, alike)]
 
 
 def pairs(slots: int, density: int) -> tuple[float, float]:
@@ -181,7 +197,7 @@ def around(case: Case, card: Card) -> float:
 @dataclass(frozen=True)
 class Prediction:
     """One call at 720p, 40 heads: the exact density, milliseconds under the three assumptions, and of those in turn
-    the TFLOP/s of live pairs and E."""
+    the TFLOP/s of live pairs (work counts once: a backward is 2.5 forwards) and E."""
 
     density: float
     overlapped: float
@@ -202,30 +218,48 @@ def predict(case: Case, density: int, rows: list[Row], card: Card) -> Prediction
         for name in ("overlapped", "in_turn", "serial")
     )
     live = math.prod(GRID) ** 2 * exact * HEADS
-    work = sum(2.0 * PRODUCTS[kernel] * DIM for _, kernel in case.parts) * live
+    work = 4.0 * DIM * live * (WITH_GRADIENT if case.direction == "backward" else 1.0)
     dense = 1e3 * 4.0 * DIM * live / exact / card.dense_bf16
     return Prediction(exact, overlapped, in_turn, serial, work / in_turn / 1e9, dense / in_turn * exact)
 
 
-def measured(case: Case, density: int, result: dict | None) -> tuple[str, str]:
+def measured(case: Case, density: int, result: dict) -> str:
     """Return the measured milliseconds and E of a case in a benchmark's result, as text."""
-    cell = find(result, density=density, direction=case.direction, heads=HEADS, grid=GRID) if result else None
+    cell = find(result, density=density, direction=case.direction, heads=HEADS, grid=GRID)
     entry = (cell or {}).get("contestants", {}).get(case.contestant, {})
     if entry.get("status") != "ok" or not entry.get("ms"):
-        return "not measured", "not measured"
+        return "-"
     dense = fastest(cell, "dense")
-    return f"{entry['ms']:.2f}", f"{dense[1]['ms'] / entry['ms'] * entry['density']:.2f}" if dense else "-"
+    efficiency = f", E {dense[1]['ms'] / entry['ms'] * entry['density']:.2f} against {dense[0]}" if dense else ""
+    return f"{entry['ms']:.2f} ms{efficiency}"
+
+
+def card_of(result: dict | None) -> Card:
+    """Return the card with the rates of L2 and of a copy that a benchmark's result measured in place of the assumed."""
+    for cell in cells_of(result, "ceilings").values() if result else ():
+        rates = {name: cell.get(key, {}).get("tb_per_s") for name, key in (("l2", "l2"), ("memory", "copy"))}
+        return replace(Card(), **{name: rate * 1e12 for name, rate in rates.items() if rate})
+    return Card()
 
 
 def block(result: dict | None = None, rows: list[Row] | None = None, card: Card | None = None) -> str:
     """Return the account as markdown: clocks by unit, then milliseconds, beside those of a benchmark's ``result``."""
-    card, rows = card or Card(), recorded() if rows is None else rows
+    card, rows = card or card_of(result), recorded() if rows is None else rows
+    assumed = Card()
+    l2, memory = (
+        f"{rate / 1e12:.1f} TB/s, {'assumed' if rate == known else 'measured'}"
+        for rate, known in ((card.l2, assumed.l2), (card.memory, assumed.memory))
+    )
     lines = [
         "Clocks per score element and multiprocessor by unit, from the machine code of the hot loop; then TFLOP/s of "
-        "computed pairs if everything overlaps, if matrix instructions and softmax take turns, if nothing overlaps.",
+        "computed pairs if everything overlaps, if matrix instructions and softmax take turns, if nothing overlaps. "
+        "Products that a kernel computes again are no work. The candidate has 128 x 128 blocks and 8 warps: half the "
+        f"traffic from L2, one program at once. Rates: L2 {l2}; memory {memory}; clock {card.clock / 1e9:.3f} GHz, "
+        "assumed; the rest is NVIDIA's data sheet and programming guide.",
         "",
-        "| kernel | programs at once | matrix | exp | issue | half-rate | L2 | bound by | overlap | turns | nothing |",
-        "|---" * 11 + "|",
+        "| kernel | programs at once | products | again | matrix | exp | issue | half-rate | L2 | bound by | overlap "
+        "| turns | nothing |",
+        "|---" * 13 + "|",
     ]
     rate = card.multiprocessors * card.clock / 1e12
     told = set()
@@ -236,18 +270,22 @@ def block(result: dict | None = None, rows: list[Row] | None = None, card: Card 
                 continue
             told.add(name)
             unit = units(row, card)
-            work = 2.0 * PRODUCTS[row["kernel"]] * DIM
-            cells = [f"{row['variant'].removeprefix('backward ')}: {PARTS[row['kernel']]}", str(row["programs"])]
+            counted = COUNTED[row["kernel"]]
+            work = 2.0 * counted * DIM
+            title = row["variant"].removeprefix("backward ").replace(LARGE, "candidate")
+            cells = [f"{title}: {PARTS[row['kernel']]}", str(row["programs"])]
+            cells += [str(counted), str(PRODUCTS[row["kernel"]] - counted)]
             cells += [f"{x:.3f}" for x in (unit.matrix, unit.special, unit.issue, unit.half, unit.l2)] + [unit.bound]
             cells += [f"{work * rate / x:.0f}" for x in (unit.overlapped, unit.in_turn, unit.serial)]
             lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
         f"One call at 720p ({'x'.join(map(str, GRID))} latent tokens), {HEADS} heads, quantization included; predicted "
-        f"E against dense BF16 at {card.dense_bf16 / 1e12:.0f} TFLOP/s. With gradient: forward and backward.",
+        f"E against dense BF16 at an assumed {card.dense_bf16 / 1e12:.0f} TFLOP/s. With gradient: forward and "
+        f"backward, {WITH_GRADIENT} forwards of work.",
         "",
-        "| call | density | predicted ms (overlap ... nothing) | TFLOP/s | E | measured ms | measured E |",
-        "|---" * 7 + "|",
+        f"| call | density | predicted ms (overlap ... nothing) | TFLOP/s | E |{' measured |' if result else ''}",
+        "|---" * (6 if result else 5) + "|",
     ]
     for case in CASES:
         for density in case.densities:
@@ -255,7 +293,10 @@ def block(result: dict | None = None, rows: list[Row] | None = None, card: Card 
             forward = case.direction == "forward"
             cells = [case.title, f"{100 * said.density:.1f} %"]
             cells += [f"{said.in_turn:.2f} ({said.overlapped:.2f} ... {said.serial:.2f})", f"{said.tflops:.0f}"]
-            cells += [f"{said.efficiency:.2f}" if forward else "-", *measured(case, density, result)]
+            cells += [
+                f"{said.efficiency:.2f}" if forward else "-",
+                *([measured(case, density, result)] if result else []),
+            ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -100,10 +100,10 @@ def attention(name: str, result: dict, copy: float | None = None) -> str:
             f"{ours.ours}: {share or 'stages not measured'}; plan built in {plan.get('build_ms', 0):.0f} ms, looked up "
             f"in {plan.get('lookup_us', 0):.1f} us"
         )
-        moved = stage.get("quantize_bytes_per_s")
-        if moved:
+    for contestant, entry in result.get("contestants", {}).items():
+        if moved := entry.get("stages", {}).get("quantize_bytes_per_s"):
             of = f", {moved / copy:.0%} of a copy's" if copy else ""
-            lines.append(f"quantization moves {moved / 1e9:.0f} GB/s{of}")
+            lines.append(f"{contestant}: quantization moves {moved / 1e9:.0f} GB/s{of}")
     after = result.get("card_after")
     if after:
         lines.append(f"card after the cell: {', '.join(f'{k} {v}' for k, v in after.items())}")

@@ -82,8 +82,35 @@ def test_measured_stands_beside_predicted():
     result = {"cells": {"x": {"cell": cell, "status": "ok", "contestants": contestants}}}
     lines = account.block(result).splitlines()
     (line,) = [line for line in lines if line.startswith("| FP8, 64 slots | 15.0 %")]
-    assert line.endswith("| 30.00 | 1.00 |")
-    assert sum("not measured" in line for line in lines) == sum(len(case.densities) for case in account.CASES) - 1
+    assert line.endswith("| 30.00 ms, E 1.00 against cudnn |")
+    assert sum(line.endswith("| - |") for line in lines) == sum(len(case.densities) for case in account.CASES) - 1
+    assert "measured |" not in account.block()
+
+
+def test_measured_rates_take_the_place_of_assumed_ones():
+    ceilings = {"cell": {"kind": "ceilings"}, "status": "ok", "l2": {"tb_per_s": 7.0}, "copy": {"tb_per_s": 4.2}}
+    result = {"cells": {"ceilings": ceilings}}
+    card = account.card_of(result)
+    assert (card.l2, card.memory) == (pytest.approx(7e12), pytest.approx(4.2e12))
+    assert "L2 7.0 TB/s, measured; memory 4.2 TB/s, measured" in account.block(result)
+    assert "L2 5.5 TB/s, assumed; memory 3.9 TB/s, assumed" in account.block()
+    del ceilings["l2"]
+    assert account.card_of(result).l2 == account.Card().l2 and account.card_of(None) == account.Card()
+
+
+def test_a_candidate_for_dense_lists_takes_the_loop_of_windows_until_it_is_recorded():
+    case = next(case for case in account.CASES if case.title == "FP8 dense, candidate")
+    rows = account.recorded()
+    shipped = account.units(account.rows_of(account.CASES[0], rows)[0], account.Card())
+    assert account.units(account.rows_of(case, rows)[0], account.Card()).l2 == pytest.approx(shipped.l2 / 2)
+    own = {**account.rows_of(case, rows)[0], "variant": case.parts[0][0]}
+    assert account.rows_of(case, [*rows, own]) == [own]
+
+
+def test_work_counts_once():
+    said = account.predict(account.CASES[-1], 15, account.recorded(), account.Card())
+    work = 3.5 * 4 * account.DIM * math.prod(account.GRID) ** 2 * said.density * account.HEADS
+    assert said.tflops == pytest.approx(work / said.in_turn / 1e9)
 
 
 def test_the_block_is_put_between_its_markers():
