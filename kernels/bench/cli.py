@@ -137,9 +137,10 @@ def default_path(standin: bool, purpose: str) -> Path:
     from .environment import card_name, commit
 
     known = commit()
-    dirty = f"-dirty-{known['changes']}" if known["dirty"] else ""
+    word = "code" if known["dirty"] is None else "dirty"
+    changes = f"-{word}-{known['changes']}" if known["changes"] else ""
     suffix = "" if purpose == "benchmark" else f"-{purpose}"
-    return RESULTS / f"{card_name()}-{known['commit']}{dirty}{suffix}.json"
+    return RESULTS / f"{card_name()}-{known['commit']}{changes}{suffix}.json"
 
 
 def _report(path: Path, readme: bool) -> int:

@@ -106,7 +106,8 @@ def _ask(which: str | None, fields: tuple[str, ...]) -> dict[str, str]:
 
 def commit() -> dict:
     """Return ``commit``, ``dirty`` and ``changes`` of the repository this file is in; FPS_COMMIT names the commit where
-    git cannot. ``changes`` is a short hash of what the kernels' code adds to the commit, None if nothing."""
+    git cannot. ``changes`` is a short hash of what the kernels' code adds to the commit, None if nothing; where git
+    cannot tell (``dirty`` is None), a hash of all their code."""
     named = os.environ.get("FPS_COMMIT")
     # Results and pages change while measuring; the code under test is what counts.
     code = ":(glob)kernels/**/*.py"
@@ -117,9 +118,13 @@ def commit() -> dict:
             if name:
                 changed += name + b"\0" + (ROOT / os.fsdecode(name)).read_bytes()
     except (OSError, subprocess.SubprocessError):
-        return {"commit": named or "unknown", "dirty": None, "changes": None}
-    changes = hashlib.sha256(changed).hexdigest()[:8] if changed else None
-    return {"commit": head, "dirty": bool(changes), "changes": changes}
+        everything = b"".join(path.read_bytes() for path in sorted((ROOT / "kernels").rglob("*.py")))
+        return {"commit": named or "unknown", "dirty": None, "changes": _short_hash(everything)}
+    return {"commit": head, "dirty": bool(changed), "changes": _short_hash(changed) if changed else None}
+
+
+def _short_hash(code: bytes) -> str:
+    return hashlib.sha256(code).hexdigest()[:8]
 
 
 def _git(*arguments: str) -> bytes:

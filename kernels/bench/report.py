@@ -36,7 +36,7 @@ def head(data: dict) -> str:
     smi = header.get("nvidia_smi") or {}
     lines = [
         f"# {header.get('card', 'unknown card')}, commit {header.get('commit', 'unknown')}"
-        + (" with changes" if header.get("dirty") else "")
+        + (f" with changes {header.get('changes')}" if header.get("dirty") else "")
         + f", {header.get('date', '')}",
         f"driver {smi.get('driver_version', '-')}, CUDA {header.get('cuda')}, cuDNN {header.get('cudnn')}; {versions}",
     ]

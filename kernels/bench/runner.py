@@ -48,7 +48,7 @@ def environment(options: Options, cache: str) -> dict[str, str]:
         # Never the user's own caches: a first call must find them empty, and later cells the earlier ones' kernels.
         result["TRITON_CACHE_DIR"] = str(Path(cache) / "triton")
         result["TORCHINDUCTOR_CACHE_DIR"] = str(Path(cache) / "inductor")
-    # FastVideo's compiled library belongs to another torch; its Triton kernels are what is compared.
+    # FastVideo's Triton kernels are what is compared, also where its compiled ones are installed.
     result["FASTVIDEO_VSA_TRITON"] = "1"
     return result
 

@@ -78,8 +78,9 @@ def published(data: dict) -> str | None:
         return "is a stand-in's"
     if data.get("purpose") != "benchmark":
         return f"holds a run for '{data.get('purpose')}', not the benchmark"
-    if (data.get("header") or {}).get("dirty"):
-        return "was measured on code with changes that no commit holds"
+    header = data.get("header") or {}
+    if header.get("dirty") or header.get("commit") in (None, "unknown"):
+        return "was measured on code that no commit holds"
     return None
 
 
@@ -123,16 +124,20 @@ class Store:
 
     def take_header(self, header: dict) -> None:
         """Keep ``header`` in a new file; raises ResultError where the file's own one tells of something else that the
-        times depend on."""
+        times depend on. A stand-in's file then begins anew: it tries the code as it is now."""
+        if "card" not in header:
+            return  # the process that asks failed, and so will the cells
         if self.data["header"]:
             held, now = identity(self.data["header"]), identity(header)
-            for name in sorted({*held, *now}):
-                if held.get(name) != now.get(name):
-                    raise ResultError(
-                        f"{self.path.name} was measured with {name} {held.get(name)}, now it is {now.get(name)}; give "
-                        "--out another name."
-                    )
-            return
+            other = [name for name in sorted({*held, *now}) if held.get(name) != now.get(name)]
+            if not other:
+                return
+            if not self.data["standin"]:
+                raise ResultError(
+                    f"{self.path.name} was measured with {other[0]} {held.get(other[0])}, now it is "
+                    f"{now.get(other[0])}; give --out another name."
+                )
+            self.data["cells"] = {}
         self.data["header"] = header
         self.save()
 

@@ -37,7 +37,7 @@ WHEELS = [
     Wheel("importlib-metadata", "8.7.0", "diffusers needs it"),
     Wheel("torchao", "0.18.0", "FP8 linear layers of the whole step"),
     Wheel("sageattention", "1.0.6", "peer: INT8 attention in Triton"),
-    # Its compiled library belongs to another torch and carries a libcuda of its own: the Python files alone.
+    # Its compiled library is for one version of torch, and its Triton kernels are what is compared.
     Wheel("fastvideo-kernel", "0.3.5", "peer: VSA and STA in Triton", ("*.so", "*.so.*", "attn_qat_infer/*")),
     Wheel("comfy-kitchen", "0.2.40", "peer: sol_attn and INT8 attention", ("*/hip/_C*",)),
 ]  # fmt: skip

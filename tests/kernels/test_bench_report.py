@@ -185,7 +185,11 @@ def test_no_committed_result_is_a_standin():
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [({"standin": True}, "is a stand-in's"), ({"purpose": "tune"}, "'tune'"), ({"header": {"dirty": True}}, "changes")],
+    [
+        ({"standin": True}, "is a stand-in's"),
+        ({"purpose": "tune"}, "'tune'"),
+        ({"header": {"commit": "0" * 12, "dirty": True}}, "no commit holds"),
+    ],
 )
 def test_a_result_that_cannot_be_repeated_stays_out_of_the_readme(change, says, tmp_path, capsys):
     path = tmp_path / "r.json"

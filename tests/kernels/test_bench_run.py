@@ -192,13 +192,21 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
 def test_a_file_holds_one_card_one_software_and_one_code(change, says, tmp_path):
     header = {"card": "a card", "commit": "0" * 12, "changes": None, "versions": {"torch": "2.11"}, "date": "today"}
     header["nvidia_smi"] = {"driver_version": "1", "clocks.sm": "300 MHz"}
-    new_store(tmp_path).take_header(header)
-    again = new_store(tmp_path)
+    path = tmp_path / "r.json"
+    Store(path, standin=False, purpose="benchmark").take_header(header)
+    again = Store(path, standin=False, purpose="benchmark")
     again.take_header({**header, "date": "tomorrow", "nvidia_smi": {"driver_version": "1", "clocks.sm": "900 MHz"}})
     assert again.data["header"]["date"] == "today"
     with pytest.raises(ResultError) as caught:
         again.take_header({**header, **change})
     assert says in str(caught.value) and "give --out another name" in str(caught.value)
+    trial = new_store(tmp_path)
+    trial.take_header(header)
+    trial.add("a", {"status": "ok"})
+    trial.take_header(header)
+    assert trial.done("a")
+    trial.take_header({**header, **change})
+    assert not trial.done("a")  # a stand-in tries the code as it is now
 
 
 def test_changed_code_has_a_name_of_its_own(tmp_path, monkeypatch):
@@ -229,6 +237,14 @@ def test_changed_code_has_a_name_of_its_own(tmp_path, monkeypatch):
     names = {environment.commit()["changes"]: default_path(False, "benchmark").name}
     ((changes, name),) = names.items()
     assert name == f"card-{clean['commit']}-dirty-{changes}.json"
+    # Without git the code itself is told apart.
+    monkeypatch.setattr(environment, "_git", lambda *arguments: subprocess.run(["false"], check=True).stdout)
+    monkeypatch.setenv("FPS_COMMIT", "abc")
+    known = environment.commit()
+    assert known["commit"] == "abc" and known["dirty"] is None and len(known["changes"]) == 8
+    assert default_path(False, "tune").name == f"card-abc-code-{known['changes']}-tune.json"
+    code.write_text("x = 4\n")
+    assert environment.commit()["changes"] != known["changes"]
 
 
 def test_a_child_is_ended_where_there_are_no_process_groups(monkeypatch):
