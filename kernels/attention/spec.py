@@ -62,14 +62,21 @@ class Spec:
             return
         tiles, patterns = self.index.shape[0], self.ids.shape[0]
         limits = {
-            "ids": tiles,
-            "count": self.ids.shape[2] + 1,
             "pattern_of_head": patterns,
-            "key_ids": tiles,
+            "count": self.ids.shape[2] + 1,
             "key_count": self.key_ids.shape[2] + 1,
+            "ids": tiles,
+            "key_ids": tiles,
         }
         for name, limit in limits.items():
-            low, high = (int(x) for x in torch.aminmax(getattr(self, name)))
+            values = getattr(self, name)
+            if values.dim() == 3:
+                # What lies behind a list's count is never read.
+                counts = self.count if name == "ids" else self.key_count
+                values = values[torch.arange(values.shape[2]) < counts[..., None]]
+            if values.numel() == 0:
+                continue
+            low, high = (int(x) for x in torch.aminmax(values))
             if low < 0 or high >= limit:
                 found = f"{name} holds {low} to {high}, allowed are 0 to {limit - 1}"
                 raise ValueError(f"the plan's lists do not fit: {found}; plan again.")

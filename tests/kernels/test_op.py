@@ -156,6 +156,19 @@ def test_damaged_lists_have_a_sentence(name, change, words):
     assert words in sentence(str(caught.value))
 
 
+def test_what_lies_behind_a_lists_count_is_never_read():
+    plan, (q, k, v), _ = scene(ROWS[1], grad=False)
+    lists = plan.lists
+    assert (lists.count < lists.ids.shape[2]).any()
+    filled = {}
+    for name, counts in (("ids", lists.count), ("key_ids", lists.key_count)):
+        ids = getattr(lists, name).clone()
+        ids[torch.arange(ids.shape[2]) >= counts[..., None]] = -(2**31)
+        filled[name] = ids
+    other = oracle.with_lists(plan, dataclasses.replace(lists, **filled))
+    assert torch.equal(fps_attention(q, k, v, other), fps_attention(q, k, v, plan))
+
+
 @pytest.mark.parametrize(
     ("dim", "dtype", "reason"),
     [
