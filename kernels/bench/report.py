@@ -26,6 +26,8 @@ def table(data: dict) -> str:
             parts.append(tuning(name, result))
         elif result.get("status") == "ok":
             parts.append(f"## {name}\n{result.get('headline', '')}\n{_rows(result)}".rstrip())
+        if after := result.get("card_after"):
+            parts[-1] += f"\ncard right after: {', '.join(f'{key} {value}' for key, value in after.items())}"
     return "\n\n".join(parts) + "\n"
 
 
@@ -104,9 +106,6 @@ def attention(name: str, result: dict, copy: float | None = None) -> str:
         if moved := entry.get("stages", {}).get("quantize_bytes_per_s"):
             of = f", {moved / copy:.0%} of a copy's" if copy else ""
             lines.append(f"{contestant}: quantization moves {moved / 1e9:.0f} GB/s{of}")
-    after = result.get("card_after")
-    if after:
-        lines.append(f"card after the cell: {', '.join(f'{k} {v}' for k, v in after.items())}")
     picked = result.get("contestants", {}).get("sdpa", {}).get("notes", {}).get("picked")
     if picked:
         lines.append(f"sdpa picked {picked}")

@@ -90,7 +90,7 @@ def test_the_table_names_everything_and_every_reason():
     assert "vsa-64-triton: wrong (differs from the reference (out 0.3))" in text
     assert "timeout: took longer than 240 s" in text and "4.96x needs a mean density of" in text
     assert "dense BF16 attentions in this file: cudnn, fa2\n" in text
-    assert "quantization moves 3000 GB/s, 75% of a copy's" in text and "card after the cell: clocks.sm 1755 MHz" in text
+    assert "quantization moves 3000 GB/s, 75% of a copy's" in text and "card right after: clocks.sm 1755 MHz" in text
     assert "STAND-IN" not in text and "STAND-IN" in table({**made_up(), "standin": True})
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from fpsattention.kernels import triton_runtime
 from fpsattention.kernels.attention import make_spec, reference
 from fpsattention.kernels.bench import tune
+from fpsattention.kernels.bench.attention_cell import check
 from fpsattention.kernels.bench.cells import Cell
-from fpsattention.kernels.bench.peers import sparge
+from fpsattention.kernels.bench.peers import dense, sparge
 from fpsattention.kernels.bench.problem import Problem
 from fpsattention.kernels.grid import TokenGrid
 from fpsattention.kernels.patterns import density
@@ -17,6 +25,7 @@ from fpsattention.kernels.plan import Plans
 from fpsattention.kernels.schedule import Schedule
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("capability", [80, 89, 90, 100, 120])
@@ -72,3 +81,61 @@ def test_runs_without_dead_rows_are_a_plan_of_their_own(grid):
         spec = make_spec(plan, plan.lists, "reference")
         out = reference.forward(problem.q, problem.k, problem.v, spec)[0][:, order].transpose(1, 2)
         torch.testing.assert_close(out, want, atol=1e-4, rtol=1e-3)
+
+
+def test_spargeattn_gets_its_block_map_and_gives_token_order(monkeypatch):
+    def stand_in(q, k, v, mask_id):
+        assert q.is_contiguous() and mask_id.is_contiguous() and mask_id.dtype == torch.int8
+        seen = mask_id.bool().repeat_interleave(64, 2).repeat_interleave(128, 3)[:, :, : q.shape[2], : q.shape[2]]
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+
+    monkeypatch.setitem(sys.modules, "spas_sage_attn", SimpleNamespace(block_sparse_sage2_attn_cuda=stand_in))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    problem = Problem(Cell("x", "attention", (3, 7, 25), 2, 2, 64, 50), CPU, torch.bfloat16)
+    prepared = sparge.ALL[0].prepare(problem)
+    assert 0 < prepared.density < 1
+    assert check(problem, prepared)["error"] < 1e-2
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("several", [False, True])
+def test_flashattention_is_a_dense_baseline_in_token_order(several, direction, monkeypatch):
+    def stand_in(q, k, v):
+        out = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+        return (out, None) if several else out
+
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", SimpleNamespace(flash_attn_func=stand_in))
+    (fa3,) = [contestant for contestant in dense.ALL if contestant.name == "fa3"]
+    problem = Problem(Cell("x", "attention", (2, 5, 6), 2, 1, 64, 100, direction), CPU, torch.bfloat16)
+    assert check(problem, fa3.prepare(problem))["status"] == "ok"
+
+
+SWITCH = """
+import torch
+from fpsattention.kernels.bench import model
+from fpsattention.kernels.bench.cells import Cell
+torch.set_num_threads(1)
+cell = Cell("x", "model", (1, 4, 4), heads=2, model="tiny", schedule="0.00 fp8 x1 all all all", compiled=True)
+step = model.Step(cell, torch.device("cpu"))
+step()
+counts = [model.graphs()]
+for dense in ("torch", "fa2"):
+    step.state.dense = dense
+    step()
+    counts.append(model.graphs())
+print("COUNTS", *counts)
+"""
+
+
+def test_a_switch_of_the_dense_attention_compiles_a_block_again():
+    """Torch chooses its attention while it traces: a graph of one must not serve the other."""
+    if importlib.util.find_spec("diffusers") is None:
+        pytest.skip("diffusers is not installed")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    # In a process of its own: a torchvision that does not fit is hidden from everything in it.
+    done = subprocess.run(
+        [sys.executable, "-c", SWITCH], env=env, cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    first, same, other = map(int, done.stdout.split("COUNTS")[1].split())
+    assert first == same < other
