@@ -55,6 +55,8 @@ class BlockLists:
             shape, counts = tuple(tensors[name].shape), tensors["count" if name == "ids" else "key_count"]
             if len(shape) != 3 or shape[1] != tiles or tuple(counts.shape) != (patterns, tiles) or shape[0] != patterns:
                 return f"{name} has shape {shape} and its counts {tuple(counts.shape)}, there are {tiles} tiles"
+            if patterns < 1 or shape[2] < 1:
+                return f"{name} has shape {shape}, it needs a pattern and a place at least (counts may be 0)"
         per = tuple(self.pattern_of_head.shape)
         if per not in ((1, heads), (batch, heads)):
             return f"the patterns are for {per[0]} samples of {per[-1]} heads, q has {batch} of {heads}"

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-# What the interpreter stands for: the code path of this card is what it runs.
+# What the interpreter and tensors without data stand for: the code path of this card is what they take.
 INTERPRETED_CAPABILITY = 90
 
 
@@ -60,8 +60,8 @@ def _card(index: int) -> int:
 
 
 def capability(device: torch.device) -> int:
-    """Return the compute capability of ``device`` as one number, 90 for 9.0; in the interpreter, a Hopper's."""
-    if interpreted():
+    """Return the compute capability of ``device`` as one number, 90 for 9.0; where there is no card, a Hopper's."""
+    if interpreted() or device.type != "cuda":
         return INTERPRETED_CAPABILITY
     return _card(torch.cuda.current_device() if device.index is None else device.index)
 

@@ -56,6 +56,8 @@ def fps_attention(
     lists = plan.lists_for(q, k)
     if problem := lists.problem(layout.index.shape[0], q.shape[0], q.shape[2]):
         raise ValueError(f"the plan's lists do not fit: {problem}; plan again.")
+    if q.numel() == 0:
+        return torch.empty_like(q, memory_format=torch.contiguous_format)
     spec = make_spec(plan, lists, name)
     return op.attention_forward(q, k, v, *spec.tensors, *spec.scalars, name)[0]
 

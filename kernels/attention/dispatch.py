@@ -43,7 +43,8 @@ _NEEDS = {
     "triton-bf16": _Needs(("bf16", "fp8"), HALF, (3, 4), (80, 1000)),
     "reference": _Needs(("bf16", "fp8"), (torch.float32, *HALF)),
 }
-_forced: str | None = None
+# What force_backend asks for, the innermost last; every use takes its own entry away again, in whatever order they end.
+_forced: list[list[str]] = []
 
 
 def _why_not(name: str, device: torch.device, dtype: torch.dtype, head_dim: int, attention: str) -> str | None:
@@ -98,14 +99,14 @@ def forget_backends() -> None:
 @contextmanager
 def force_backend(backend: str) -> Iterator[None]:
     """While inside, let every call of this process that says 'auto' take ``backend``; BackendError if unknown."""
-    global _forced
     if backend not in BACKENDS:
         raise BackendError(f"'{backend}' is no backend; choose one of {', '.join(BACKENDS)}.")
-    before, _forced = _forced, None if backend == "auto" else backend
+    entry = [backend]
+    _forced.append(entry)
     try:
         yield
     finally:
-        _forced = before
+        _forced[:] = [other for other in _forced if other is not entry]
 
 
 def backends(
@@ -150,7 +151,7 @@ resolve_backend._dynamo_marked_constant = True
 
 def requested(backend: str) -> str:
     """Return the backend that a call names, or the forced one for 'auto'. Compiled code watches this."""
-    return _forced if backend == "auto" and _forced is not None else backend
+    return _forced[-1][0] if backend == "auto" and _forced else backend
 
 
 def _listing(table: tuple) -> str:

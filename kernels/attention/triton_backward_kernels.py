@@ -72,17 +72,17 @@ def backward_rows(
     mask = filled[:, None]
     grad = tl.load(grad_base + rows[:, None] * grad_row + channels[None, :], mask=mask, other=0.0).to(tl.float32)
     out = tl.load(out_base + rows[:, None] * out_row + channels[None, :], mask=mask, other=0.0).to(tl.float32)
-    delta = tl.sum(grad * out, 1)
     if ROUNDED:
         bias = tl.load(rowmax_ptr + batch_head * tokens + rows, mask=filled, other=0.0) - FP8_SHIFT
-        inverse = tl.where(filled, tl.exp2(bias - lse), 0.0)
-        grad *= inverse[:, None]
-        delta *= inverse
+        grad *= tl.where(filled, tl.exp2(bias - lse), 0.0)[:, None]
     else:
         bias = lse
+    # Of the gradient as the products will read it: its rounding then cancels in dP - delta.
+    grad = grad.to(tiled_ptr.dtype.element_ty)
+    delta = tl.sum(grad.to(tl.float32) * out, 1)
 
     target = batch_head * tl.num_programs(0) * BLOCK + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(tiled_ptr + target[:, None] * D + channels[None, :], grad.to(tiled_ptr.dtype.element_ty))
+    tl.store(tiled_ptr + target[:, None] * D + channels[None, :], grad)
     tl.store(bias_ptr + target, tl.where(filled, bias, NOTHING))
     tl.store(delta_ptr + target, delta)
     if SCALE_PER_TOKEN:

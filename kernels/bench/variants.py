@@ -94,8 +94,11 @@ def _module(name: str) -> Any:
 
 def _candidates(variant: Variant, capability: int) -> list[Any]:
     kind = "16" if variant.kind == "bf16" else variant.kind
-    slots = 128 if variant.window == DENSE else variant.slots
-    return _module("attention.configs").candidates(kind, capability, slots, variant.dim)
+    spec = variant.spec()
+    slots = _module("quantize.triton_quantize").slots_of(spec.index.shape[1], spec.format)
+    mask, _ = _module("attention.triton_forward").mask_of(spec, slots)
+    token = variant.granularity == "token"
+    return _module("attention.configs").candidates(kind, capability, slots, variant.dim, per_token=token, mask=mask)
 
 
 @lru_cache(maxsize=32)
@@ -167,7 +170,8 @@ def _tunable(base: list[Variant]) -> list[Variant]:
 def variants() -> list[Variant]:
     """Return every variant; a name occurs twice where cards keep the same configuration in other places."""
     table = _forward() + _others()
-    return table + _tunable([v for v in table if v.name in ("fp8 x1 64", "fp8 x1 128", "bf16 128", "int8 x1 128")])
+    tuned = ("fp8 x1 64", "fp8 x1 128", "fp8 x1 dense", "bf16 128", "int8 x1 128")
+    return table + _tunable([v for v in table if v.name in tuned])
 
 
 def cards_of(variant: Variant) -> tuple[int, ...]:

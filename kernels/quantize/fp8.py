@@ -66,9 +66,9 @@ def group_scales(x: torch.Tensor, granularity: str, cube: torch.Tensor, cubes: i
     """Return Q's or K's scales for ``x (B, H, tiles, width, D)``: ``(B, H, tiles, width, 1)`` for 'token', else
     ``(B, H, tiles, 1, 1)``, equal within a cube. Groups of zeros (or nearly) get scale 1."""
     if granularity == "token":
-        amax = torch.linalg.vector_norm(x, ord=float("inf"), dim=-1, keepdim=True)
+        amax = _largest(x, (-1,), keepdim=True)
     else:
-        per_tile = torch.linalg.vector_norm(x, ord=float("inf"), dim=(-2, -1))
+        per_tile = _largest(x, (-2, -1))
         shape = (*per_tile.shape[:2], cubes)
         target = cube.expand_as(per_tile)
         per_cube = per_tile.new_zeros(shape).scatter_reduce(2, target, per_tile, "amax")
@@ -78,14 +78,24 @@ def group_scales(x: torch.Tensor, granularity: str, cube: torch.Tensor, cubes: i
 
 def channel_scales(v: torch.Tensor) -> torch.Tensor:
     """Return V's scales ``(B, H, 1, 1, D)`` for ``v (B, H, tiles, width, D)``, over all tokens."""
-    return _scale(torch.linalg.vector_norm(v, ord=float("inf"), dim=(2, 3), keepdim=True), E4M3_MAX, 0.0)
+    return _scale(_largest(v, (2, 3), keepdim=True), E4M3_MAX, 0.0)
+
+
+def _largest(x: torch.Tensor, dims: tuple[int, ...], keepdim: bool = False) -> torch.Tensor:
+    """Return the largest finite ``|x|``: one broken number must not spoil the scale of all that share it."""
+    largest = torch.linalg.vector_norm(x, ord=float("inf"), dim=dims, keepdim=keepdim)
+    # Reading one flag from a GPU would wait for it; a CPU saves a pass over everything.
+    if x.device.type == "cpu" and bool(largest.isfinite().all()):
+        return largest
+    finite = x.where(x.isfinite(), torch.zeros((), dtype=x.dtype, device=x.device))
+    return torch.linalg.vector_norm(finite, ord=float("inf"), dim=dims, keepdim=keepdim)
 
 
 def _scale(amax: torch.Tensor, largest: float, smallest: float) -> torch.Tensor:
     # By a tensor: a GPU multiplies by the reciprocal of a plain number, which rounds twice.
     scale = amax / torch.full_like(amax, largest)
-    # Zero, or not finite in a broken tile: scale 1 keeps what is broken where it is.
-    return torch.where((scale > smallest) & scale.isfinite(), scale, torch.ones_like(scale))
+    # Nothing but zeros, or nearly.
+    return torch.where(scale > smallest, scale, torch.ones_like(scale))
 
 
 def fake_quantize_(x: torch.Tensor, scale: torch.Tensor, form: str = "e4m3") -> torch.Tensor:

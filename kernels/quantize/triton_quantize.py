@@ -24,9 +24,9 @@ __all__ = ["V_ORDER", "Quantized", "quantize", "tiles_for_backward"]
 # a tile is reduced over its rows, twice as many per thread halve what crosses warps.
 _PER_THREAD = 32
 _PER_THREAD_EXTREMES = 64
-# What lets four programs of 64 slots share a multiprocessor. The compiler keeps to it without spilling when 16-bit
-# numbers become codes, the case that matters, but does not always try.
-_REGISTERS = 64
+# Registers per thread where 16-bit numbers become codes. 64 lets four programs of 64 slots share a multiprocessor; left
+# alone, the compiler takes a few more. On Blackwell 64 would spill.
+_REGISTERS, _REGISTERS_BLACKWELL = 64, 72
 # Tokens that a program of the channel statistics takes at once, and how many programs share the sequence: some four
 # waves on an H200, and the same number on every card, so that no sum depends on the card.
 STATISTICS_ROWS = 32
@@ -44,7 +44,10 @@ _FINISH_TILES = 32
 class Quantized:
     """What the forward reads. ``q, k (B, H, tiles*slots, D)``: e4m3 or int8 codes, dead rows 0; ``q_scale, k_scale``
     float32, ``(B, H, tiles*slots)`` for 'token', else ``(B, H, tiles)``; ``v (B, H, D, tiles*slots)``: e4m3 codes,
-    slots in ``V_ORDER``, dead columns 0, with ``v_scale (B, H, D)``; both None for 'int8', which takes V as it is."""
+    slots in ``V_ORDER``, dead columns 0, with ``v_scale (B, H, D)``; both None for 'int8', which takes V as it is.
+
+    What is not finite does not count for a scale. An infinity becomes the largest code; a NaN stays one in e4m3, and
+    becomes 0 in int8, which cannot say it."""
 
     q: torch.Tensor
     k: torch.Tensor
@@ -268,6 +271,7 @@ def _write(
         scales = tuple(torch.empty(shape, dtype=torch.float32, device=q.device) for _ in range(2))
         granularity = {"token": "token", "x1": "tile"}.get(spec.granularity, "cube")
     limited = transposed and q.element_size() == 2
+    registers = _REGISTERS if triton_runtime.capability(q.device) < 100 else _REGISTERS_BLACKWELL
     s = statistics
     triton_runtime.launch(
         write_tiles,
@@ -285,6 +289,6 @@ def _write(
         SLOTS=slots,
         D=dim,
         num_warps=_warps(slots * dim),
-        **({"maxnreg": _REGISTERS} if limited else {}),
+        **({"maxnreg": registers} if limited else {}),
     )
     return scales

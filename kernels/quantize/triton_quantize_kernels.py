@@ -2,7 +2,7 @@
 
 Imports triton, so it is imported only by the launchers, and only when that path is asked for.
 
-All three are bound by memory: 16-byte loads of whole rows, all loads of a block before the first use, and enough
+All are bound by memory: 16-byte loads of whole rows, all loads of a block before the first use, and enough
 programs per multiprocessor that some load while others compute. Heads are the fastest axis of a grid, because the heads
 of a token are neighbors in memory. Nothing is accumulated in an order that could differ between two runs.
 """
@@ -27,15 +27,22 @@ def _larger(a, b):
 
 
 @triton.jit
+def _magnitude(x):
+    """Return ``|x|``, 0 where that is not finite: one broken number must not spoil the scale of all that share it."""
+    x = tl.abs(x)
+    return tl.where(x < float("inf"), x, 0.0)
+
+
+@triton.jit
 def _combine(sum_a, low_a, high_a, sum_b, low_b, high_b):
     return sum_a + sum_b, tl.minimum(low_a, low_b, propagate_nan=ALL_NAN), _larger(high_a, high_b)
 
 
 @triton.jit
 def _scale_of(amax, LARGEST: tl.constexpr, SMALLEST: tl.constexpr):
-    """Return ``amax / LARGEST``; 1 where that is not above SMALLEST, infinite or NaN."""
+    """Return ``amax / LARGEST``; 1 where that is not above SMALLEST."""
     scale = tl.div_rn(amax, LARGEST)
-    return tl.where((scale > SMALLEST) & (scale < float("inf")), scale, 1.0)
+    return tl.where(scale > SMALLEST, scale, 1.0)
 
 
 @triton.jit
@@ -91,7 +98,7 @@ def channel_statistics(
             k_sum += k.to(tl.float32)
         if v_amax_ptr is not None:
             v = tl.load(v_base + token * v_row + channels[None, :], mask=live, other=0.0)
-            v_amax = _larger(v_amax, tl.abs(v.to(tl.float32)))
+            v_amax = _larger(v_amax, _magnitude(v.to(tl.float32)))
     target = (row.to(tl.int64) * parts + part) * D + channels
     if k_sum_ptr is not None:
         tl.store(k_sum_ptr + target, tl.sum(k_sum, 0))
@@ -134,7 +141,9 @@ def key_extremes(
         first = tl.load(index_ptr + tile * index_width).to(tl.int64)
         # A dead row repeats the first one, which changes no extreme.
         k = tl.load(base + tl.where(token >= 0, token, first) * k_row + channels[None, :]).to(tl.float32)
-        added, low, high = tl.reduce((tl.where(token >= 0, k, 0.0), k, k), 0, _combine)
+        finite = tl.abs(k) < float("inf")
+        low, high = tl.where(finite, k, float("inf")), tl.where(finite, k, float("-inf"))
+        added, low, high = tl.reduce((tl.where(token >= 0, k, 0.0), low, high), 0, _combine)
         total += added
         extremes = (row * tiles + tile) * D + channels
         tl.store(k_low_ptr + extremes, low.to(k_low_ptr.dtype.element_ty))
@@ -165,7 +174,7 @@ def query_maxima(
     batch, head = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
     token = _tokens(index_ptr, tile, tl.arange(0, SLOTS), index_width)
     q = _rows(q_ptr + batch * q_batch + head * q_head, token, q_row, D)
-    amax = tl.reduce(tl.abs(q.to(tl.float32)), None, _larger).to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    amax = tl.reduce(_magnitude(q.to(tl.float32)), None, _larger).to(tl.int32, bitcast=True) & 0x7FFFFFFF
     cube = tl.load(cube_ptr + tile).to(tl.int64)
     tl.atomic_max(amax_ptr + row.to(tl.int64) * cubes + cube, amax, sem="relaxed")
 
@@ -232,7 +241,7 @@ def finish_statistics(
             live = (tile < tiles)[:, None]
             low = tl.load(k_low_ptr + offsets, mask=live, other=0.0).to(tl.float32)
             high = tl.load(k_high_ptr + offsets, mask=live, other=0.0).to(tl.float32)
-            amax = _larger(tl.abs(low - mean[None, :]), tl.abs(high - mean[None, :]))
+            amax = _larger(_magnitude(low - mean[None, :]), _magnitude(high - mean[None, :]))
             amax = tl.reduce(amax, 1, _larger).to(tl.int32, bitcast=True) & 0x7FFFFFFF
             cube = tl.load(cube_ptr + tile, mask=tile < tiles, other=0).to(tl.int64)
             tl.atomic_max(k_amax_ptr + row * cubes + cube, amax, mask=tile < tiles, sem="relaxed")
@@ -270,12 +279,12 @@ def _write_rows(
     line = (row * tiles + tile) * SLOTS
     inverse = 1.0
     if GRANULARITY == "token":
-        scale = _scale_of(tl.reduce(tl.abs(x), 1, _larger), LARGEST, SMALLEST)
+        scale = _scale_of(tl.reduce(_magnitude(x), 1, _larger), LARGEST, SMALLEST)
         tl.store(scale_ptr + line + slots, scale)
         inverse = tl.div_rn(1.0, scale)[:, None]
     elif GRANULARITY != "none":
         if GRANULARITY == "tile":
-            amax = tl.reduce(tl.abs(x), None, _larger)
+            amax = tl.reduce(_magnitude(x), None, _larger)
         else:
             amax = tl.load(amax_ptr + row * cubes + cube).to(tl.float32, bitcast=True)
         scale = _scale_of(amax, LARGEST, SMALLEST)

@@ -143,6 +143,7 @@ def test_tensors_that_do_not_fit_have_a_sentence():
         ("ids", lambda x: x + 1000, "ids holds 1000 to 10"),
         ("ids", lambda x: x.long(), "ids is torch.int64"),
         ("ids", lambda x: x[:, 1:], "tiles"),
+        ("ids", lambda x: x[..., :0], "needs a pattern and a place at least"),
         ("count", lambda x: x + 99, "count holds 1"),
         ("key_ids", lambda x: x - 1, "key_ids holds -1 to"),
         ("pattern_of_head", lambda x: x + 1, "pattern_of_head holds 1 to 1, allowed are 0 to 0"),
@@ -299,6 +300,22 @@ def test_a_backend_can_be_forced_for_a_while(card):
     assert resolve_backend("auto", "cuda", torch.bfloat16, 128, "fp8")[0] == "triton-fp8"
     with pytest.raises(BackendError, match="'fast' is no backend; choose one of auto"), force_backend("fast"):
         pass
+
+
+def test_forcing_ends_in_any_order(card):
+    card(90)
+    first, second = force_backend("reference"), force_backend("triton-bf16")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert resolve_backend("auto", "cuda", torch.bfloat16, 128, "fp8")[0] == "triton-bf16"
+    second.__exit__(None, None, None)
+    assert resolve_backend("auto", "cuda", torch.bfloat16, 128, "fp8")[0] == "triton-fp8"
+
+
+def test_an_empty_batch_gives_an_empty_result():
+    plan, (q, k, v), _ = scene(ROWS[1], grad=False)
+    assert fps_attention(q[:0], k[:0], v[:0], plan).shape == q[:0].shape
 
 
 def test_compiled_code_notices_a_forced_backend():

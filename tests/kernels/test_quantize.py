@@ -237,3 +237,17 @@ def test_kernels_read_the_same_numbers(granularity):
     assert (natural[..., slots < 0] == 0).all()
     back = (natural * v_scale[..., None])[..., slots >= 0]
     assert oracle.error(back, v.permute(0, 2, 3, 1)[..., slots[slots >= 0]]) < 0.03
+
+
+@pytest.mark.parametrize("broken", [float("inf"), -float("inf"), float("nan")])
+@pytest.mark.parametrize("granularity", ["x1", "x2"])
+def test_one_broken_number_spoils_no_scale(granularity, broken):
+    """The scales of a tile or cube, and of a channel of V, are those of the numbers that are finite."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 2, 4, 8, 16, generator=generator)
+    cube = torch.tensor([0, 0, 1, 1]) if granularity == "x2" else torch.arange(4)
+    without, spoiled = x.clone(), x.clone()
+    without[0, 1, 2, 3, 5], spoiled[0, 1, 2, 3, 5] = 0.0, broken
+    cubes = int(cube.max()) + 1
+    assert torch.equal(group_scales(spoiled, granularity, cube, cubes), group_scales(without, granularity, cube, cubes))
+    assert torch.equal(channel_scales(spoiled), channel_scales(without))
