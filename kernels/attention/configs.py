@@ -7,6 +7,7 @@ cache. ``python -m kernels.benchmark --tune`` times the candidates on a card.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,20 @@ class Config:
         return self.descriptors
 
 
-# With more registers than this, only two programs of four warps fit on a multiprocessor.
+# With more registers than this, only two programs of four warps fit on a multiprocessor. On Hopper the compilers of
+# these versions of Triton keep to it without spilling; others need not (3.5 and 3.9 spill), and are left to choose.
 THREE_PROGRAMS = 168
+KEEPS_TO_IT = ("3.6", "3.7")
+
+
+@cache
+def _three_programs() -> int | None:
+    """Return the limit on registers, None where Triton's compiler might spill to meet it."""
+    try:
+        from triton import __version__
+    except Exception:  # without triton nothing is launched
+        return THREE_PROGRAMS
+    return THREE_PROGRAMS if ".".join(__version__.split(".")[:2]) in KEEPS_TO_IT else None
 
 
 def default(
@@ -55,7 +68,7 @@ def candidates(
         # products do. 128 rows halve the traffic from L2.
         limit = None
         if (mask == "constant" and not (per_token and slots < 128)) or (mask == "last" and per_token):
-            limit = THREE_PROGRAMS
+            limit = _three_programs()
         small = Config(min(slots, 64), min(slots, 128), slots < 128, 4, 2, True, True, limit)
         if slots < 128:
             single = replace(small, pairs=False, stages=3, registers=None)
