@@ -60,6 +60,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def _check_card() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise CellError(
+            "torch finds no CUDA device, so there is nothing to measure; --standin takes the same path on a CPU."
+        )
+
+
 def _run(options: argparse.Namespace) -> int:
     if options.cell:
         if options.answer is None:
@@ -78,6 +87,8 @@ def _run(options: argparse.Namespace) -> int:
         print("\n".join(cell.id for cell in cells))
         return 0
     _check_peers(options.peers)
+    if not options.standin:
+        _check_card()
     purpose = _purpose(options)
     path = options.out or default_path(options.standin, purpose)
     if options.results and not options.out:

@@ -248,6 +248,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.account:
         return _account(options.result, options.write)
     chosen = [variant for variant in variants() if options.match in variant.name]
+    known = {card for variant in variants() for card in cards_of(variant)}
+    if not chosen:
+        parser.error(f"no variant's name contains '{options.match}'; names look like '{variants()[0].name}'")
+    if unknown := set(options.arch or ()) - known:
+        parser.error(f"--arch {min(unknown)} is no card of any variant; choose among {sorted(known)}")
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
         rows = reports(chosen, options.arch, options.processes)

@@ -137,3 +137,7 @@ def test_an_unknown_option_is_told(capsys):
     with pytest.raises(SystemExit):
         main(["--record", "--match", "fp8"])
     assert "leave --arch and --match out" in capsys.readouterr().err
+    for arguments, words in ((["--match", "xyz"], "contains 'xyz'"), (["--arch", "77"], "--arch 77 is no card")):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert words in capsys.readouterr().err
