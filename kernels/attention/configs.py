@@ -27,9 +27,10 @@ class Config:
     apart: int | None = None
 
     @property
-    def short_tile_first(self) -> bool:
-        """True if a short last tile is computed in front of the loop. Where products read registers, the second body
-        costs more registers than the masks that it saves, and every tile is masked by its count instead."""
+    def odd_tile_first(self) -> bool:
+        """True if a last tile that differs is computed in front of the loop. Where products read registers, the second
+        body costs more of them than the masks that it saves, and every tile is masked by its count instead. (16-bit on
+        Hopper would have room for it, and follows the same rule as on the others.)"""
         return self.descriptors
 
 

@@ -12,10 +12,9 @@ import torch
 
 from .. import triton_runtime
 from . import reference, triton_backward, triton_forward
-from .spec import Spec
+from .spec import HEAD_DIMS, Spec
 
 BACKENDS = ("auto", "triton-fp8", "triton-int8", "triton-bf16", "reference")
-HEAD_DIMS = triton_forward.HEAD_DIMS
 # How each backend rounds in a phase that asks for fp8.
 FP8_FORM = {"triton-fp8": "e4m3", "triton-int8": "int8", "triton-bf16": "none", "reference": "e4m3"}
 HALF = (torch.bfloat16, torch.float16)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-FORMATS = ("none", "e4m3", "int8")
+HEAD_DIMS = (64, 128)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,7 @@ import torch
 
 from .. import triton_runtime
 from ..quantize.triton_quantize import tiles_for_backward
-from .spec import Spec
-
-HEAD_DIMS = (64, 128)
+from .spec import HEAD_DIMS, Spec
 
 
 def backward(

@@ -14,7 +14,6 @@ from ..quantize.triton_quantize import Quantized, quantize, slots_of
 from .configs import Config, default
 from .spec import Spec
 
-HEAD_DIMS = (64, 128)
 # The code of 1.0 in e4m3.
 E4M3_ONE = 0x38
 KIND = {"none": "16", "e4m3": "fp8", "int8": "int8"}
@@ -72,8 +71,8 @@ def forward_codes(
     # Codes are dense and in tile order: the kernel knows where they are.
     gathered = {"16": (q, k, v), "int8": (None, None, v), "fp8": (None, None, None)}[kind]
     strides = [0 if x is None else x.stride(axis) for x in gathered for axis in (0, 2, 1)]
-    if mask == "last" and not config.short_tile_first:
-        mask = "count"
+    if mask == "last" and not config.odd_tile_first:
+        mask, live = "count", slots
     ones = None
     if config.sum_by_mma:
         # Two kilobytes in every call: what is kept between calls would be shared by streams and captured graphs.

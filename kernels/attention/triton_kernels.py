@@ -36,17 +36,7 @@ INT_OFFSET = tl.constexpr(12582912.0)
 SUM_COLUMNS = tl.constexpr(16)
 
 # Plain counts: compiling again whenever one of them becomes a multiple of 16 would gain nothing.
-_UNSPECIALIZED = [
-    "scale_log2",
-    "one_code",
-    "heads",
-    "tokens",
-    "tiles",
-    "index_width",
-    "ids_width",
-    "patterns",
-    "pattern_batch",
-]
+_UNSPECIALIZED = ["scale_log2", "heads", "tokens", "tiles", "index_width", "ids_width", "patterns", "pattern_batch"]
 
 
 @triton.jit
@@ -252,7 +242,7 @@ def sparse_attention_forward(
 
     KIND 'fp8': q, k e4m3 in tile order, v transposed (``forward_codes``); 'int8': q, k int8 in tile order, v in token
     order; '16': all in token order, gathered through ``index``. MASK 'constant': every tile has LIVE live rows; 'last':
-    every tile but the last, which a list names last, is full; 'count': ``live`` tells. PAIRS: two blocks share one
+    every tile but the last one, which a list must name last; 'count': ``live`` tells. PAIRS: two blocks share one
     softmax step, so that small tiles pay for the rescaling as seldom as large ones. DESCRIPTORS: k and v are tensor
     descriptors. APART: after how many products the tensor core must hand over its sum (None: after a block). An FP8
     accumulator drops low bits, so the running sum must never be in it. Offsets that can pass 2**31 are 64-bit.
@@ -291,6 +281,7 @@ def sparse_attention_forward(
     STEP: tl.constexpr = 2 if PAIRS else 1
 
     row_max = tl.full([BLOCK_M], LOWEST_MAX, tl.float32)
+    # The order of these lines decides, with some compilers, whether three programs fit on a multiprocessor.
     if SUM_BY_MMA:
         row_sum = tl.zeros([BLOCK_M, SUM_COLUMNS], tl.float32)
     else:
@@ -303,7 +294,8 @@ def sparse_attention_forward(
         ones = None
 
     if MASK == "last":
-        # The short tile first, while the sums are zero and cost no registers. Of an empty list this reads tile 0.
+        # The odd tile first, while the sums are zero and cost no registers. Of an empty list this adds some tile, which
+        # is dropped at the end.
         blocks = tl.maximum(blocks - K_BLOCKS, 0)
         for first in tl.static_range(K_BLOCKS):
             scores, factor, values = _block(
