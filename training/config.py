@@ -42,9 +42,13 @@ class ModelSection(Section):
     ffn_dim: Positive | None = None
     layers: Positive | None = None
     text_dim: Positive = 4096
+    kind: Literal["t2v", "i2v", "flf"] | None = None
+    """What a random model conditions on; a file says it itself."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelSection:
+        if self.init == "file" and self.kind is not None:
+            raise ValueError("kind is read from the file; remove it, or set init = 'random'")
         sizes = {"dim": self.dim, "ffn_dim": self.ffn_dim, "layers": self.layers}
         if self.init == "file":
             if self.path is None:
@@ -105,34 +109,51 @@ class AttentionSection(Section):
 
 
 class OptimSection(Section):
-    """AdamW, its learning-rate curve, and how many samples a step sees."""
+    """The optimizer, its learning-rate curve, and how many samples a step sees."""
 
+    name: Literal["adamw", "adamw-8bit"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 5e-6
     betas: Pair = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     warmup: Annotated[int, Field(ge=0)] = 200
-    decay: Literal["constant", "cosine"] = "constant"
+    decay: Literal["constant", "cosine", "plateau"] = "constant"
     final: Share = 0.1
+    """Share of lr where cosine ends, and below which plateau does not go."""
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    plateau_patience: Positive = 3
+    """Validations without a better held-out loss before the rate is cut."""
     clip: Annotated[float, Field(gt=0)] = 1.0
     steps: Positive
     batch: Positive = 1
-    accumulate: Positive = 1
+    """Samples of one forward pass."""
+    global_batch: Positive | None = None
+    """Samples of one optimizer step over all processes; None: one forward pass of one process."""
     nonfinite_limit: Positive = 5
 
     @model_validator(mode="after")
     def _consistent(self) -> OptimSection:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are {list(self.betas)}, both must be at least 0 and below 1")
+        if self.global_batch is not None and self.global_batch < self.batch:
+            raise ValueError(
+                f"global_batch is {self.global_batch}, less than batch {self.batch}; it counts the samples of a whole "
+                "step over all processes"
+            )
         if self.warmup >= self.steps:
             raise ValueError(f"warmup is {self.warmup} of {self.steps} steps; make it shorter than steps")
         return self
+
+    @property
+    def samples(self) -> int:
+        """Samples of one optimizer step."""
+        return self.global_batch or self.batch
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
-        if self.decay == "constant":
+        if self.decay != "cosine":  # a plateau's cuts depend on what is measured, the loop applies them
             return self.lr
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.lr * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
@@ -146,10 +167,86 @@ class FlowSection(Section):
     mean: float = 0.0
     std: Annotated[float, Field(gt=0)] = 1.0
     text_dropout: Share = 0.0
+    stratified: bool = False
+    """Draw the noise levels of one step from equally likely parts, one each, so that every phase gets its share."""
 
     def resolved(self) -> Flow:
         """Return the noise-level distribution."""
         return Flow(self.shift, self.sampling, self.mean, self.std)
+
+
+class LossSection(Section):
+    """What the prediction is compared with: the sample's own velocity, a dense teacher's, or a mix of both."""
+
+    teacher: Share = 0.0
+    """Weight of the teacher's velocity; the rest is flow matching."""
+    teacher_path: str | None = None
+    """The teacher's file; None: the model as it was at the start (with LoRA: the model without it)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LossSection:
+        if self.teacher_path is not None and not self.teacher:
+            raise ValueError("teacher_path is given but teacher is 0; set loss.teacher above 0, or remove teacher_path")
+        return self
+
+
+class RampSection(Section):
+    """How sparsity and FP8 set in: windows shrink from everything to the schedule's own over the first steps."""
+
+    steps: Annotated[int, Field(ge=0)] = 0
+    """Steps until the schedule is reached; 0: from the start."""
+    stages: Positive = 4
+    """In how many jumps; every jump is another set of block lists."""
+    fp8_after: Annotated[int, Field(ge=0)] = 0
+    """Steps before which FP8 phases run in bf16."""
+
+
+class LoraSection(Section):
+    """Low-rank adapters in place of full training; the exported file is a LoRA."""
+
+    rank: Positive = 32
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """Scale of the update times rank; None: equal to rank."""
+    targets: Annotated[tuple[str, ...], BeforeValidator(as_tuple), Field(min_length=1)] = (
+        "self_attn.q",
+        "self_attn.k",
+        "self_attn.v",
+        "self_attn.o",
+        "ffn.0",
+        "ffn.2",
+    )
+    """Original names of a block's linear layers."""
+
+
+class Fp8LinearsSection(Section):
+    """Linear layers of the blocks computed in FP8 (torchao), a switch apart from FP8 attention."""
+
+    recipe: Literal["rowwise", "tensorwise"] = "rowwise"
+    skip_first: Annotated[int, Field(ge=0)] = 1
+    skip_last: Annotated[int, Field(ge=0)] = 1
+    """Blocks at either end that stay in full precision."""
+
+
+class ParallelSection(Section):
+    """How a run spreads over processes; the run itself is the same on any number of them."""
+
+    shard: Positive | None = None
+    """Processes that share one copy of weights and moments; None: all. Fewer: copies, for example one per node."""
+    sequence: Positive = 1
+    """Processes that share the tokens of one sample (Ulysses: whole heads in attention)."""
+    offload: bool = False
+    """Keep weights, gradients and moments in CPU memory and bring one block at a time to the GPU."""
+
+
+class PreviewSection(Section):
+    """Videos sampled while training, through the run's attention and densely from the same seeds."""
+
+    every: Positive = 500
+    captions: Annotated[tuple[str, ...], BeforeValidator(as_tuple), Field(min_length=1)] = ("",)
+    seeds: Annotated[tuple[int, ...], BeforeValidator(as_tuple), Field(min_length=1)] = (0,)
+    steps: Positive = 20
+    cfg: Annotated[float, Field(gt=0)] = 5.0
+    dense_twin: bool = True
 
 
 class ValidationSection(Section):
@@ -167,6 +264,8 @@ class CheckpointSection(Section):
     dir: str
     every: Annotated[int, Field(ge=0)] = 500
     keep: Positive = 2
+    background: bool = True
+    """Write while training goes on; the state is copied first."""
 
 
 class EmaSection(Section):
@@ -180,8 +279,13 @@ class OutputSection(Section):
 
     dir: str
     name: Annotated[str, Field(pattern=r"^[\w.+-]+$")]
-    dtype: Literal["bf16", "fp32"] = "bf16"
+    dtype: Literal["bf16", "fp32", "fp8"] = "bf16"
+    """fp8: ComfyUI's own scaled FP8 form for the blocks' linear layers, the rest bf16."""
     tensorboard: bool = False
+    report: bool = True
+    """Write report.html and report.png when the run ends."""
+    dense_run: str | None = None
+    """Output folder of a dense run, drawn beside this one in the report."""
 
 
 class RunConfig(Section):
@@ -191,17 +295,36 @@ class RunConfig(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     dtype: Literal["fp32", "bf16"] = "fp32"
     threads: Positive | None = None
-    activation_checkpointing: bool = False
+    activation_checkpointing: Literal["none", "full", "attention"] = "none"
+    """What is recomputed in backward: nothing, whole blocks, or all of a block but its attention."""
+    compile: bool = False
+    """Compile every block with torch.compile."""
     model: ModelSection
     vae: VaeSection
     data: DataConfig
     attention: AttentionSection = AttentionSection()
     optim: OptimSection
     flow: FlowSection = FlowSection()
+    loss: LossSection = LossSection()
+    ramp: RampSection = RampSection()
+    lora: LoraSection | None = None
+    fp8_linears: Fp8LinearsSection | None = None
+    parallel: ParallelSection = ParallelSection()
+    preview: PreviewSection | None = None
     validation: ValidationSection = ValidationSection()
     checkpoint: CheckpointSection
     ema: EmaSection | None = None
     output: OutputSection
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if self.lora is not None and self.fp8_linears is not None:
+            raise ValueError("lora and fp8_linears exclude each other; remove one of the two sections")
+        if self.optim.decay == "plateau" and not self.validation.every:
+            raise ValueError("optim.decay is 'plateau' but validation.every is 0; measure every so many steps")
+        if self.lora is not None and self.output.dtype == "fp8":
+            raise ValueError("output.dtype is 'fp8' but a LoRA is exported in bf16 or fp32; set one of these")
+        return self
 
 
 def _close(word: str) -> str:

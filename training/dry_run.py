@@ -48,7 +48,7 @@ def estimate_memory(config: RunConfig, shape: WanShape, tokens: int) -> Memory:
     per_dim, per_ffn = SAVED[config.dtype]
     block = (per_dim * shape.dim + per_ffn * shape.ffn_dim) * tokens
     element = 4 if config.dtype == "fp32" else 2
-    if config.activation_checkpointing:
+    if config.activation_checkpointing != "none":
         # Every block keeps its input; one block at a time is recomputed with all that it saves.
         activations = shape.layers * shape.dim * element * tokens + block
     else:
@@ -97,11 +97,11 @@ def describe_run(config: RunConfig) -> str:
         f"attention    {_backend(config)}",
         *lines,
         f"             mean density over the training steps {mean:.1%}",
-        f"training     {optim.steps} steps of {optim.batch} x {optim.accumulate} samples, lr {optim.lr:g} "
+        f"training     {optim.steps} steps of {optim.samples} samples ({optim.batch} per forward), lr {optim.lr:g} "
         f"({optim.decay}, warm-up {optim.warmup}), shift {config.flow.shift:g}",
         f"memory       {_size(memory.total)}: weights {_size(memory.weights)}, gradients {_size(memory.gradients)}, "
         f"optimizer {_size(memory.optimizer)}, average {_size(memory.average)}, "
-        f"activations {_size(memory.activations)}" + (" (checkpointed)" if config.activation_checkpointing else ""),
+        f"activations {_size(memory.activations)}" + (" (checkpointed)" if config.activation_checkpointing != "none" else ""),
         f"data         {_clips(data)}",
         f"vae          {config.vae.path}{_missing(config.vae.path)}",
         f"checkpoints  {config.checkpoint.dir}: {config.checkpoint.keep} x "

@@ -85,7 +85,7 @@ def fit(
         torch.set_num_threads(config.threads)
     model = (model if model is not None else starting_model(config.model, config.seed)).to(device).train()
     keep_full_precision(model)
-    if config.activation_checkpointing:
+    if config.activation_checkpointing != "none":
         model.enable_gradient_checkpointing()
     run = Training(model, _optimizer(config, model), _ema(config, model))
     restore(run, config, resume, world)
@@ -182,7 +182,7 @@ def batch_indices(config: RunConfig, step: int, n: int, world: World) -> list[tu
     """Return this rank's (epoch, sample) pairs of a step; the union over ranks depends on the global batch only."""
     if n == 0:
         raise ValueError("the training part of the data is empty; give it more clips or frames")
-    whole = config.optim.batch * config.optim.accumulate * world.size
+    whole = config.optim.samples
     places = range(step * whole + world.rank, (step + 1) * whole, world.size)
     return [(place // n, int(order(config.seed, place // n, n)[place % n])) for place in places]
 

@@ -33,7 +33,7 @@ def capture(run: Training, config: RunConfig, world: World) -> Snapshot:
     }
     if run.ema is not None:
         tensors["ema"] = {name: tensor.detach().cpu() for name, tensor in run.ema.items()}
-    whole = config.optim.batch * config.optim.accumulate * world.size
+    whole = config.optim.samples
     meta = {
         "samples": run.step * whole,
         "global_batch": whole,
@@ -92,11 +92,11 @@ def _check_same_run(snapshot: Snapshot, config: RunConfig, path: Path, world: Wo
             f"{key} is {after!r}, but {path} was written with {before!r}; set it back, or start a new run "
             "in another checkpoint.dir"
         )
-    whole = config.optim.batch * config.optim.accumulate * world.size
+    whole = config.optim.samples
     if snapshot.meta["global_batch"] != whole:
         raise ConfigError(
-            f"a step is {whole} samples on {world.size} ranks, but {path} was written with "
-            f"{snapshot.meta['global_batch']}; change optim.accumulate to make up for it"
+            f"a step is {whole} samples, but {path} was written with "
+            f"{snapshot.meta['global_batch']}; set optim.global_batch to that"
         )
 
 

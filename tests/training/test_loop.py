@@ -63,8 +63,8 @@ def test_gradient_of_a_batch_is_the_mean_over_its_samples(make_config, samples):
 
 
 def test_ranks_share_a_global_batch(make_config):
-    one = make_config(optim__batch=1, optim__accumulate=4)
-    two = make_config(optim__batch=2, optim__accumulate=1)
+    one = make_config(optim__batch=1, optim__global_batch=4)
+    two = make_config(optim__batch=2, optim__global_batch=4)
     for step in range(5):
         whole = batch_indices(one, step, 7, World())
         parts = [batch_indices(two, step, 7, World(rank, 2)) for rank in (0, 1)]
@@ -154,7 +154,7 @@ def test_kill_dash_nine_anywhere_then_resume_gives_the_same_weights(table, tmp_p
 
 @pytest.mark.slow
 def test_two_ranks_under_torchrun_train_as_one(table, tmp_path):
-    table["optim"] |= {"batch": 1, "accumulate": 2}
+    table["optim"] |= {"batch": 1, "global_batch": 2}
     logs = []
     for name, ranks in (("one", 1), ("two", 2)):
         table["optim"]["accumulate"] = 2 // ranks
@@ -242,7 +242,7 @@ def test_validation_does_not_depend_on_the_batch(make_config, samples):
 
 
 def test_bf16_compute_keeps_weights_and_loss_in_float32(make_config, samples):
-    result = fit(make_config(dtype="bf16", activation_checkpointing=True), samples, samples[:1], progress=None)
+    result = fit(make_config(dtype="bf16", activation_checkpointing="full"), samples, samples[:1], progress=None)
     assert {p.dtype for p in result.model.parameters()} == {torch.float32}
     exact = fit(make_config(checkpoint__dir=make_config().checkpoint.dir + "2"), samples, samples[:1], progress=None)
     assert result.validation.loss == pytest.approx(exact.validation.loss, rel=0.02)
