@@ -19,7 +19,6 @@ from .attention import StepState, attention_state
 from .config import RunConfig
 from .data.order import order
 from .distributed import World, pick_device
-from .evaluate import Validation, validate
 from .failures import NonFiniteError
 from .flow import Draw, draw, noisy, timestep, velocity_loss
 from .journal import Journal, plot_losses
@@ -28,6 +27,7 @@ from .resume import capture, restore
 from .sparse import SparseAttention
 from .state import save_snapshot
 from .stopping import StopFlag
+from .validation import Validation, validate
 
 _log = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from fpsattention.training.demo import cli, sampling, table
 from fpsattention.training.demo.folder import claim
 from fpsattention.training.demo.rows import Row, fp8_alone, recovered
 from fpsattention.training.distributed import DeviceError
-from fpsattention.training.evaluate import Validation
 from fpsattention.training.failures import NonFiniteError, VaeError
 from fpsattention.training.sparse import DENSE, SparseAttention
 from fpsattention.training.state import SnapshotError
+from fpsattention.training.validation import Validation
 
 
 def rows(**losses: float) -> dict[str, Row]:

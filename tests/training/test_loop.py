@@ -16,13 +16,13 @@ import torch
 from fpsattention.training import loop
 from fpsattention.training.config import ConfigError
 from fpsattention.training.distributed import World
-from fpsattention.training.evaluate import validate
 from fpsattention.training.flow import draw
 from fpsattention.training.journal import read_records
 from fpsattention.training.loop import NonFiniteError, backward, batch_indices, fit
 from fpsattention.training.model import starting_model
 from fpsattention.training.sparse import DENSE
 from fpsattention.training.stopping import StopFlag
+from fpsattention.training.validation import validate
 
 CHILD = Path(__file__).with_name("child.py")
 

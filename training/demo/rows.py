@@ -9,10 +9,10 @@ from typing import Any
 from ...kernels.grid import TokenGrid
 from ...kernels.schedule import Schedule
 from ..config import RunConfig
-from ..evaluate import Validation, validate
 from ..loop import FitResult, fit
 from ..model import WanTransformer3DModel, starting_model
 from ..sparse import DENSE, SparseAttention
+from ..validation import Validation, validate
 
 # Below this excess the training-free model is as good as dense, and a share of nothing says nothing.
 SMALLEST_GAP = 0.03
