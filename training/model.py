@@ -1,4 +1,4 @@
-"""The Wan transformer that is trained: diffusers' own class, filled from original single files or at random."""
+"""The Wan transformer that is trained: diffusers' own class, filled from files of any naming or at random."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from .names import HEAD_DIM, WanShape, original_names, planned_shape, read_shape, strip_prefix, to_diffusers
+from .names import HEAD_DIM, WanShape, planned_shape
 from .torchvision_guard import hide_broken_torchvision
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ except (ImportError, RuntimeError) as error:  # pragma: no cover - depends on th
 
 def build(shape: WanShape) -> WanTransformer3DModel:
     """Return an untrained float32 model of this shape."""
-    return WanTransformer3DModel(
+    model = WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=shape.heads,
         attention_head_dim=HEAD_DIM,
@@ -40,7 +40,15 @@ def build(shape: WanShape) -> WanTransformer3DModel:
         cross_attn_norm=True,
         qk_norm="rms_norm_across_heads",
         eps=1e-6,
+        image_dim=shape.image_dim or None,
+        added_kv_proj_dim=shape.dim if shape.image_dim else None,
+        pos_embed_seq_len=shape.position_tokens or None,
     )
+    if shape.image_dim:
+        from .image_attention import condition_on_image
+
+        condition_on_image(model, shape.image_tokens)
+    return model
 
 
 def random_model(shape: WanShape, seed: int) -> WanTransformer3DModel:
@@ -61,22 +69,17 @@ def random_model(shape: WanShape, seed: int) -> WanTransformer3DModel:
 
 
 def load_model(path: str | Path) -> WanTransformer3DModel:
-    """Return the model of a single file (original names, with or without ComfyUI's prefix) in float32.
+    """Return the model of a file or folder (ComfyUI's, original or diffusers' names) in float32.
 
-    Weights are held in float32 whatever the file has: they are the optimizer's master weights.
-    Raises ModelError with one sentence for a file that is not a trainable Wan.
+    Weights are held in float32 whatever the file has: they are the optimizer's master weights. They are read tensor by
+    tensor. Raises ModelError with one sentence for what is not a trainable Wan.
     """
-    from safetensors.torch import load_file
+    from .weights import load_into, open_weights
 
-    shape = read_shape(path)
-    tensors = load_file(path)
-    names = strip_prefix(tensors)
-    state = to_diffusers({names[name]: tensor.float() for name, tensor in tensors.items()})
+    weights = open_weights(path)
     with torch.device("meta"):
-        model = build(shape)
-    rope = build_rope(model)
-    model.load_state_dict(state, strict=True, assign=True)
-    model.rope = rope
+        model = build(weights.shape)
+    load_into(model, weights)
     return model.requires_grad_(True)
 
 
@@ -96,24 +99,27 @@ def model_shape(model: WanTransformer3DModel) -> WanShape:
         out_channels=config.out_channels,
         text_dim=config.text_dim,
         freq_dim=config.freq_dim,
+        image_dim=config.image_dim or 0,
+        position_tokens=config.pos_embed_seq_len or 0,
     )
 
 
 def original_state(model: WanTransformer3DModel, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
     """Return the weights under their original names, in the order of the published files, on the CPU."""
-    shape = model_shape(model)
-    names = original_names(shape)
-    state = {names[name]: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
-    return {name: state[name].contiguous() for name in shape.tensors()}
+    from .weights import gathered
+
+    return dict(gathered(model, dtype))
 
 
 def keep_full_precision(model: WanTransformer3DModel) -> None:
     """Make time embedding, q/k norms and the head compute in float32 under autocast; the other norms do already."""
+    attentions = [attention for block in model.blocks for attention in (block.attn1, block.attn2)]
+    norms = [getattr(a, name, None) for a in attentions for name in ("norm_q", "norm_k", "norm_added_k")]
     for module in (
         model.condition_embedder.time_embedder,
         model.condition_embedder.time_proj,
         model.proj_out,
-        *(norm for block in model.blocks for a in (block.attn1, block.attn2) for norm in (a.norm_q, a.norm_k)),
+        *(norm for norm in norms if norm is not None),
     ):
         if getattr(module, "_full_precision", False):
             continue
@@ -133,7 +139,9 @@ def autocast(device: torch.device, dtype: str) -> contextlib.AbstractContextMana
     """Return the context that a forward pass runs in: bfloat16 autocast over float32 weights, or nothing for fp32."""
     if dtype == "fp32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    # A cached cast would outlive its use until the context ends: bf16 copies of all weights beside a sharded model's
+    # one gathered block, 28 GB at 14B. No weight is used twice in a forward, so the cache saves nothing.
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
 def starting_model(section: ModelSection, seed: int) -> WanTransformer3DModel:
