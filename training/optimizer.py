@@ -1,0 +1,94 @@
+"""The optimizer of a run: torch's AdamW, or torchao's with moments held in 8 bits.
+
+Only parameters that require gradients take part. Matrices are decayed; biases, norms and modulation are not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from .torchao_guard import torchao
+
+if TYPE_CHECKING:
+    from .config import OptimSection
+
+# Moments of one block share a scale. Wan's widths are multiples of 128, so that no block spans two rows of a matrix,
+# and rows can be dealt out to any number of processes.
+BLOCK = 128
+# Smaller matrices keep moments in float32, as is usual for 8-bit optimizers: they are no memory, but sensitive.
+SMALL = 4096
+
+
+def make_optimizer(section: OptimSection, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer of the model's trainable parameters, plain or sharded (DTensor).
+
+    Raises ConfigError when 'adamw-8bit' is asked for and torchao is missing, ValueError when nothing is trainable.
+    """
+    groups = parameter_groups(model, section.weight_decay)
+    settings = {"lr": section.lr, "betas": section.betas, "eps": section.eps}
+    if section.name == "adamw":
+        return torch.optim.AdamW(groups, fused=True, **settings)
+    return _eight_bit_class()(groups, **settings, block_size=BLOCK)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Return the two groups of trainable parameters: decayed matrices, and all others."""
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError("the model has no trainable parameter; nothing can be optimized")
+    matrices = [p for name, p in trainable if _is_matrix(name, p)]
+    others = [p for name, p in trainable if not _is_matrix(name, p)]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _is_matrix(name: str, parameter: torch.Tensor) -> bool:
+    return parameter.ndim >= 2 and not name.endswith("scale_shift_table")
+
+
+def holds_eight_bits(parameter: torch.Tensor) -> bool:
+    """Return True if 'adamw-8bit' quantizes this parameter's moments; the same for any number of processes."""
+    return parameter.ndim == 2 and parameter.shape[1] % BLOCK == 0 and parameter.numel() >= SMALL
+
+
+def _eight_bit_class() -> type[torch.optim.Optimizer]:
+    base = torchao("optim", "optim.name = 'adamw-8bit'").AdamW8bit
+
+    class AdamW8bit(base):
+        """Torchao's AdamW8bit for a loop that sets plain numbers as rates, on machines with and without a compiler."""
+
+        def __init__(self, *args, **kwargs) -> None:
+            super().__init__(*args, **kwargs)
+            self._rates_as_numbers()
+
+        def _new_buffer(self, p: torch.Tensor, signed: bool) -> torch.Tensor:
+            # What is quantized must not depend on how many processes share the parameter, or a state saved by some
+            # would not fit others.
+            local = p.to_local() if hasattr(p, "to_local") else p
+            if holds_eight_bits(p) and local.numel():
+                return super()._new_buffer(p, signed)
+            return torch.zeros_like(p)
+
+        def step(self, closure=None):
+            for group in self.param_groups:
+                group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32)
+            try:
+                with torch.compiler.set_stance("default" if _compiles(self.param_groups) else "force_eager"):
+                    return super().step(closure)
+            finally:
+                self._rates_as_numbers()
+
+        def _rates_as_numbers(self) -> None:
+            for group in self.param_groups:
+                group["lr"] = float(group["lr"])
+
+    return AdamW8bit
+
+
+def _compiles(groups: list[dict]) -> bool:
+    # On a CPU the compiled step needs a C++ compiler and minutes of its time; the eager one needs neither.
+    from torch.utils._triton import has_triton
+
+    return all(p.device.type == "cuda" for group in groups for p in group["params"]) and has_triton()
