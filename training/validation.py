@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
-from .attention import attention_state
-from .flow import noisy, sample_generator, timestep, velocity_loss
+from .attention import attention_state, compute_device
+from .distributed import World
+from .flow import noisy, sample_generator, velocity_loss
 from .model import WanTransformer3DModel, autocast
 from .sparse import DENSE, SparseAttention
+from .step import model_inputs
 
 
 @dataclass(frozen=True)
@@ -35,43 +37,72 @@ def validate(
     seed: int = 1234,
     batch: int = 4,
     dtype: str = "fp32",
+    world: World | None = None,
 ) -> Validation:
-    """Return the loss of the model over all samples (``{'latent', 'text'}``) and sigmas.
+    """Return the loss of the model over all samples (``{'latent', 'text'}``, with a condition for I2V) and sigmas.
 
     The noise depends on (seed, sample, sigma's index) only, so two models or two schedules are compared on the same
-    inputs. Raises ValueError if there are no samples.
+    inputs. In a ``world`` of several processes all must call it: each measures its share of the samples, and all return
+    the same result. Raises ValueError if there are no samples.
     """
     if len(samples) == 0:
         raise ValueError("validation has no samples; give the validation part of the data more clips or frames")
-    start, device = time.monotonic(), next(model.parameters()).device
+    start, world, device = time.monotonic(), world or World(), compute_device(model)
     state, training = attention_state(model), model.training
+    # The last place counts samples: processes that share a sample (sequence parallelism) count it more than once.
+    sums = torch.zeros(len(sigmas) + 1, dtype=torch.float64, device=device)
     model.eval()
-    sums = {float(sigma): 0.0 for sigma in sigmas}
     try:
-        for chunk in _chunks(samples, batch):
-            latent = torch.stack([samples[i]["latent"].float() for i in chunk])
-            text = torch.stack([samples[i]["text"] for i in chunk]).to(device)
+        for chunk, weight in _share(samples, batch, world):
+            taken = [samples[i] for i in chunk]
+            latent = torch.stack([sample["latent"].float() for sample in taken])
+            texts = [sample["text"] for sample in taken]
+            condition, image = (stacked(taken, key, device) for key in ("condition", "image"))
+            sums[-1] += weight * len(chunk)
             for index, sigma in enumerate(sigmas):
                 noise = torch.stack(
                     [torch.randn(latent.shape[1:], generator=sample_generator(seed, i, index)) for i in chunk]
                 )
                 level = torch.full((len(chunk),), float(sigma))
                 x = noisy(latent, noise, level).to(device)
+                inputs = model_inputs(x, level.to(device), texts, condition, image)
                 with state.step(attention, float(sigma), latent.shape), autocast(device, dtype):
-                    out = model(x, timestep(level).to(device), text, return_dict=False)[0]
+                    out = model(*inputs, return_dict=False)[0]
                 losses = velocity_loss(out, latent.to(device), noise.to(device))
-                sums[float(sigma)] += float(losses.double().sum())
+                sums[index] += weight * losses.double().sum()
     finally:
         model.train(training)
-    per_sigma = {sigma: total / len(samples) for sigma, total in sums.items()}
-    return Validation(sum(per_sigma.values()) / len(per_sigma), per_sigma, len(samples), time.monotonic() - start)
+    world.sum_([sums])
+    means = (sums[:-1] / sums[-1]).tolist()
+    per_sigma = {float(sigma): mean for sigma, mean in zip(sigmas, means, strict=True)}
+    return Validation(sum(means) / len(means), per_sigma, len(samples), time.monotonic() - start)
 
 
-def _chunks(samples: Sequence[dict[str, Any]], batch: int) -> list[list[int]]:
+def stacked(samples: Sequence[dict[str, Any]], key: str, device: torch.device) -> torch.Tensor | None:
+    """Return the samples' tensors of that name, or None if they have none."""
+    if samples[0].get(key) is None:
+        return None
+    return torch.stack([sample[key].float() for sample in samples]).to(device)
+
+
+def _share(samples: Sequence[dict[str, Any]], batch: int, world: World) -> list[tuple[list[int], float]]:
+    """Return this process's chunks of sample indices with weights.
+
+    All processes get the same number of chunks, because sharded weights are gathered by all in every forward: those
+    with fewer samples repeat one, with weight zero.
+    """
+    mine = range(world.data_rank, len(samples), world.data_size)
+    chunks = [(chunk, 1.0) for chunk in _chunks(samples, mine, batch)]
+    most = max(world.gather_objects(len(chunks)))
+    filler = (chunks[-1][0] if chunks else [0], 0.0)
+    return chunks + [filler] * (most - len(chunks))
+
+
+def _chunks(samples: Sequence[dict[str, Any]], indices: Sequence[int], batch: int) -> list[list[int]]:
     """Return runs of indices whose latents and texts have one shape and can be stacked."""
     chunks: list[list[int]] = []
     previous = None
-    for i in range(len(samples)):
+    for i in indices:
         sample = samples[i]
         shape = (tuple(sample["latent"].shape), tuple(sample["text"].shape))
         if shape != previous or len(chunks[-1]) == batch:
