@@ -59,10 +59,6 @@ def _eight_bit_class() -> type[torch.optim.Optimizer]:
     class AdamW8bit(base):
         """Torchao's AdamW8bit for a loop that sets plain numbers as rates, on machines with and without a compiler."""
 
-        def __init__(self, *args, **kwargs) -> None:
-            super().__init__(*args, **kwargs)
-            self._rates_as_numbers()
-
         def _new_buffer(self, p: torch.Tensor, signed: bool) -> torch.Tensor:
             # What is quantized must not depend on how many processes share the parameter, or a state saved by some
             # would not fit others.
@@ -72,17 +68,16 @@ def _eight_bit_class() -> type[torch.optim.Optimizer]:
             return torch.zeros_like(p)
 
         def step(self, closure=None):
+            """Take one step and return the closure's loss; rates stay the plain numbers that they were."""
+            rates = [group["lr"] for group in self.param_groups]
             for group in self.param_groups:
                 group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32)
             try:
                 with torch.compiler.set_stance("default" if _compiles(self.param_groups) else "force_eager"):
                     return super().step(closure)
             finally:
-                self._rates_as_numbers()
-
-        def _rates_as_numbers(self) -> None:
-            for group in self.param_groups:
-                group["lr"] = float(group["lr"])
+                for group, rate in zip(self.param_groups, rates):
+                    group["lr"] = float(rate)
 
     return AdamW8bit
 

@@ -13,11 +13,19 @@ import sys
 
 import torch
 
+from .torchao_guard import keep_torchao_from_diffusers
+
 _log = logging.getLogger(__name__)
 
 
 def hide_broken_torchvision() -> bool:
     """Return True if torchvision is installed but cannot be imported with this torch; it is hidden then."""
+    hidden = _hide()
+    keep_torchao_from_diffusers()  # only now: transformers looks for both at once
+    return hidden
+
+
+def _hide() -> bool:
     if "torchvision" in sys.modules:
         return sys.modules["torchvision"] is None
     if importlib.util.find_spec("torchvision") is None:
