@@ -1,4 +1,11 @@
-"""What a run writes down: one JSON line per step, a plot of the losses, and TensorBoard events if wanted."""
+"""What a run writes down: its facts, one JSON line per step, TensorBoard events if wanted, a plot of the losses.
+
+A step's record is a dict. Only ``step`` must be there; the trainer writes, over all processes: ``loss``, ``norm`` and
+``losses`` (per sample; None in a step that was skipped), ``lr``, ``samples``, ``sigma`` and ``phase`` (per sample),
+``seconds``, ``data_seconds`` (of them, waiting for data), ``tokens``, ``flops`` (of the model, without recomputation),
+``density`` (mean over the samples), ``memory`` (peak bytes of the main process), ``skipped`` (steps until now), and now
+and then ``block_norms`` and ``validation``.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +16,30 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .watch.about import write_about
+from .watch.rates import rates
+from .watch.tensorboard import Board
+
 _log = logging.getLogger(__name__)
 
 
 class Journal:
-    """The loss log of a run; ``folder`` None keeps it in memory only."""
+    """The log of a run; ``folder`` None keeps it in memory only.
 
-    def __init__(self, folder: Path | None, *, from_step: int = 0, tensorboard: bool = False) -> None:
+    ``about`` holds the run's facts (``watch.about.about_run``); ``board`` takes TensorBoard's pictures, None without.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        from_step: int = 0,
+        tensorboard: bool = False,
+        about: dict[str, Any] | None = None,
+    ) -> None:
         self.records: list[dict[str, Any]] = []
+        self.board: Board | None = None
         self._file = None
-        self._board = None
         self._path = None if folder is None else folder / "loss.jsonl"
         if folder is None:
             return
@@ -27,17 +48,20 @@ class Journal:
         if from_step:
             self.records = [record for record in read_records(self._path) if record["step"] < from_step]
         self._rewrite()
+        if about is not None:
+            write_about(folder, about)
         if tensorboard:
-            self._board = _summary_writer(folder / "tensorboard")
+            self.board = Board(folder / "tensorboard", from_step=from_step, peak=(about or {}).get("peak_flops"))
 
     def add(self, record: dict[str, Any]) -> None:
-        """Append a record, which has at least ``step``; every number in it becomes a TensorBoard curve."""
+        """Append a record; its numbers, and those that follow from it, become TensorBoard curves."""
         self.records.append(record)
         if self._file is not None:
             with self._writing():
                 self._file.write(json.dumps(record) + "\n")
                 self._file.flush()
-        self._draw(record["step"], record)
+        if self.board is not None:
+            self.board.add(record)
 
     def complete(self, **values: Any) -> None:
         """Add values to the last record, in the log too; nothing happens in a run that took no step."""
@@ -47,14 +71,15 @@ class Journal:
         if self._file is not None:
             with self._writing():
                 self._rewrite()
-        self._draw(self.records[-1]["step"], values)
+        if self.board is not None:
+            self.board.add({"step": self.records[-1]["step"], **values})
 
     def close(self) -> None:
         """Close the files."""
         if self._file is not None:
             self._file.close()
-        if self._board is not None:
-            self._board.close()
+        if self.board is not None:
+            self.board.close()
 
     def _rewrite(self) -> None:
         """Write the whole log anew, in a file that replaces the old one when it is complete."""
@@ -68,12 +93,6 @@ class Journal:
             partial.unlink(missing_ok=True)
         self._file = self._path.open("a", encoding="utf-8")
 
-    def _draw(self, step: int, values: dict[str, Any]) -> None:
-        if self._board is not None:
-            for key, value in values.items():
-                if key != "step" and isinstance(value, (int, float)):
-                    self._board.add_scalar(key, value, step)
-
     @contextlib.contextmanager
     def _writing(self):
         """Run the body; a disk that cannot be written ends the log, not the run."""
@@ -85,15 +104,40 @@ class Journal:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a JSONL log; a torn last line is left out."""
+    """Return the records of a JSONL log, of a running run too; torn lines are left out."""
     records = []
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except ValueError:
                 continue
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
     return records
+
+
+def status(record: dict[str, Any]) -> str:
+    """Return the few words behind a progress bar: loss, held-out loss, rate, tokens/s, share of waiting for data."""
+    loss = record.get("loss")
+    parts = ["loss skipped" if loss is None else f"loss {loss:.4f}"]
+    if record.get("validation") is not None:
+        parts.append(f"held-out {record['validation']:.4f}")
+    if record.get("lr") is not None:
+        parts.append(f"lr {record['lr']:.1e}")
+    found = rates(record)
+    if "tokens_per_second" in found:
+        parts.append(f"{_short(found['tokens_per_second'])} tokens/s")
+    if "data_wait" in found:
+        parts.append(f"data {found['data_wait']:.1%}")
+    return ", ".join(parts)
+
+
+def _short(value: float) -> str:
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.1f}{unit}"
+    return f"{value:.0f}"
 
 
 def plot_losses(curves: dict[str, list[dict[str, Any]]], path: Path, *, window: int = 20) -> bool:
@@ -126,12 +170,3 @@ def plot_losses(curves: dict[str, list[dict[str, Any]]], path: Path, *, window: 
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return True
-
-
-def _summary_writer(folder: Path):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        _log.warning("no TensorBoard log: it is not installed (pip install tensorboard)")
-        return None
-    return SummaryWriter(folder)
