@@ -1,8 +1,9 @@
-"""What a checkpoint of a run holds, and how a run goes on from one."""
+"""What a state of a run holds, when it is written, and how a run goes on from one."""
 
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,101 +11,240 @@ import torch
 
 from .config import ConfigError, RunConfig
 from .distributed import World
-from .state import Snapshot, SnapshotError, list_steps, load_latest, load_optimizer, load_snapshot, optimizer_tensors
+from .moments import moment_pieces, start_moments, wanted_moments
+from .peers import Peers
+from .pieces import Piece, stored_tensors
+from .same_run import base_of, check_same_run, check_same_tensors
+from .state import NotWrittenError, check_complete, find_latest, list_steps, load_pieces, save_step
 
 if TYPE_CHECKING:
-    from .loop import Training
+    from .step import Training
 
 _log = logging.getLogger(__name__)
 
-# What may change between the parts of one run; a change of anything else would make it another run.
-FREE = ("checkpoint", "output", "validation", "threads", "device", "activation_checkpointing", "vae")
-# What may change, but is worth a word.
-NAMED = ("optim.lr", "optim.steps", "optim.warmup", "optim.decay", "optim.final", "optim.clip", "optim.nonfinite_limit")
 
+class Saver:
+    """The states of a run on disk: ``restore`` once at the start, ``save`` when due, ``finish`` at the end.
 
-def capture(run: Training, config: RunConfig, world: World) -> Snapshot:
-    """Return the run's state, on the CPU."""
-    names = {id(parameter): name for name, parameter in run.model.named_parameters()}
-    tensors = {
-        "model": {name: tensor.detach().cpu() for name, tensor in run.model.state_dict().items()},
-        "optimizer": optimizer_tensors(run.optimizer, names),
-        "rng": {"cpu": torch.get_rng_state()},
-    }
-    if run.ema is not None:
-        tensors["ema"] = {name: tensor.detach().cpu() for name, tensor in run.ema.items()}
-    whole = config.optim.samples
-    meta = {
-        "samples": run.step * whole,
-        "global_batch": whole,
-        "skipped": run.skipped,
-        "skipped_in_a_row": run.skipped_in_a_row,
-        "torch": torch.__version__,
-        "config": config.model_dump(mode="json"),
-    }
-    return Snapshot(run.step, tensors, meta)
-
-
-def restore(run: Training, config: RunConfig, resume: str, world: World) -> None:
-    """Put the chosen checkpoint's state into the run; nothing for a run from the start.
-
-    Raises ConfigError when the run would overwrite or contradict what is there, SnapshotError for a bad checkpoint.
+    Every process makes one and calls these in the same order. ``saved_step`` is the step of the newest state that is
+    complete on disk, None while there is none.
     """
-    folder = Path(config.checkpoint.dir)
-    if resume == "none":
-        if steps := list_steps(folder):
-            raise ConfigError(
-                f"checkpoint.dir {folder} already holds {len(steps)} checkpoints up to step {max(steps)[0]}; "
-                "go on with --resume auto, or name another directory"
-            )
-        return
-    found = load_latest(folder) if resume == "auto" else (Path(resume), load_snapshot(Path(resume)))
-    if found is None:
-        _log.info("%s holds no complete checkpoint; the run starts at step 0", folder)
-        return
-    path, snapshot = found
-    _check_same_run(snapshot, config, path, world)
-    parameters = dict(run.model.named_parameters())
-    try:
-        run.model.load_state_dict(snapshot.tensors["model"])
-        load_optimizer(run.optimizer, parameters, snapshot.tensors["optimizer"])
-        if run.ema is not None:
-            for name, tensor in snapshot.tensors["ema"].items():
-                run.ema[name].copy_(tensor)
-        torch.set_rng_state(snapshot.tensors["rng"]["cpu"])
-    except (KeyError, RuntimeError) as error:
-        raise SnapshotError(f"{path}: does not fit this model: {str(error).splitlines()[0]}") from None
-    run.step = snapshot.step
-    run.skipped, run.skipped_in_a_row = snapshot.meta["skipped"], snapshot.meta["skipped_in_a_row"]
-    _log.info("going on from %s", path)
 
+    def __init__(self, config: RunConfig, run: Training, world: World) -> None:
+        self.config, self.run = config, run
+        self.folder = Path(config.checkpoint.dir)
+        self.peers = Peers(world.rank, world.size)
+        self.saved_step: int | None = None
+        self._base = base_of(config) if self.peers.is_main else None
+        self._writing: _Writing | None = None
 
-def _check_same_run(snapshot: Snapshot, config: RunConfig, path: Path, world: World) -> None:
-    then, now = _flat(snapshot.meta["config"]), _flat(config.model_dump(mode="json"))
-    for key in sorted(then.keys() | now.keys()):
-        before, after = then.get(key), now.get(key)
-        if before == after or key.split(".")[0] in FREE:
-            continue
-        if key in NAMED:
-            _log.warning("%s was %s when %s was written and is %s from here on", key, before, path.name, after)
-            continue
-        raise ConfigError(
-            f"{key} is {after!r}, but {path} was written with {before!r}; set it back, or start a new run "
-            "in another checkpoint.dir"
-        )
-    whole = config.optim.samples
-    if snapshot.meta["global_batch"] != whole:
-        raise ConfigError(
-            f"a step is {whole} samples, but {path} was written with "
-            f"{snapshot.meta['global_batch']}; set optim.global_batch to that"
-        )
+    def restore(self, resume: str) -> None:
+        """Put a state into the run: the newest for 'auto' (if any), none for 'none', else that of a directory.
 
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+        Raises ConfigError when the run would overwrite or contradict what is there, SnapshotError for a bad state.
+        """
+        if resume == "none":
+            if steps := self.peers.main(lambda: list_steps(self.folder)):
+                raise ConfigError(
+                    f"checkpoint.dir {self.folder} already holds {len(steps)} checkpoints up to step {steps[-1][0]}; "
+                    "go on with --resume auto, or name another directory"
+                )
+            return
+        if resume == "auto":
+            found = find_latest(self.folder, self.peers)
         else:
-            flat[prefix + key] = value
-    return flat
+            found = Path(resume), check_complete(Path(resume), self.peers)
+        if found is None:
+            _log.info("%s holds no complete checkpoint; the run starts at step 0", self.folder)
+            return
+        path, manifest = found
+        self.peers.main(lambda: check_same_run(manifest, self.config, self._base, path))
+        self._read(path, manifest)
+        _log.info("going on from %s", path)
+
+    def save(self) -> None:
+        """Write the state of now: in the background if so configured, after what is being written already.
+
+        When it cannot be written, a warning says why, the last good state stays, and the run goes on.
+        """
+        self._settle()
+        step = self.run.step
+        if step == self.saved_step:
+            return
+        pieces = state_pieces(self.run, self.peers)
+        if broken := _not_finite(pieces, self.peers):
+            self._warn(f"state of step {step} not written: {broken} is not finite; the last good state stays")
+            return
+        background = self.config.checkpoint.background
+        if background:
+            pieces = _on_cpu(pieces)
+        self._writing = _Writing(self.folder, step, pieces, self._meta(), self.config.checkpoint.keep, self.peers)
+        if background:
+            self._writing.start()
+        else:
+            self._writing.run()
+            self._settle()
+
+    def finish(self) -> None:
+        """Wait for what is being written in the background, and say if the newest state on disk is not the run's."""
+        self._settle()
+        if self.saved_step != self.run.step:
+            newest = "there is no state on disk" if self.saved_step is None else f"the newest is of {self.saved_step}"
+            self._warn(f"the state of step {self.run.step} is not on disk; {newest}")
+
+    def _settle(self) -> None:
+        """Wait for a write to end, and take note of its result, which is the same on all processes."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        writing.join()
+        if writing.error is None:
+            self.saved_step = writing.step
+        elif isinstance(writing.error, NotWrittenError):
+            self._warn(
+                f"state of step {writing.step} not written: {writing.error}; the last good one stays, training goes on "
+                "and tries again when the next is due"
+            )
+        else:
+            raise writing.error
+
+    def _warn(self, text: str) -> None:
+        if self.peers.is_main:
+            _log.warning("%s", text)
+
+    def _meta(self) -> dict[str, Any]:
+        run, whole = self.run, self.config.optim.samples
+        plateau = run.plateau
+        return {
+            "samples": run.step * whole,
+            "global_batch": whole,
+            "skipped": run.skipped,
+            "skipped_in_a_row": run.skipped_in_a_row,
+            "plateau": None if plateau is None else plateau.state_dict(),
+            "torch": torch.__version__,
+            "base": self._base,
+            "config": self.config.model_dump(mode="json"),
+        }
+
+    def _read(self, path: Path, manifest: dict[str, Any]) -> None:
+        run, peers = self.run, self.peers
+        start_moments(run.optimizer)
+        stored = stored_tensors(path)
+        pieces = _model_pieces(run) | _ema_pieces(run)
+        check_same_tensors({name: piece.size for name, piece in pieces.items()}, stored, path)
+        moments = wanted_moments(run.optimizer, _names(run), _group(stored, "optimizer"))
+        pieces |= {f"optimizer/{name}": piece for name, piece in moments.pieces.items()}
+        kept = _group(stored, f"rng/{peers.rank}")
+        random = {key: torch.empty(size, dtype=sort) for key, (size, sort) in kept.items()}
+        pieces |= {f"rng/{peers.rank}/{key}": Piece.of(tensor) for key, tensor in random.items()}
+        load_pieces(path, pieces, peers)
+        with torch.no_grad():
+            for finish in moments.after:
+                finish()
+        _set_random(random)
+        run.step = self.saved_step = manifest["step"]
+        run.skipped, run.skipped_in_a_row = manifest["skipped"], manifest["skipped_in_a_row"]
+        if run.skipped_in_a_row >= self.config.optim.nonfinite_limit:
+            run.skipped_in_a_row = 0  # whoever resumes a run that had given up has changed something
+        if manifest["plateau"] is not None and run.plateau is not None:
+            run.plateau.load_state_dict(manifest["plateau"])
+
+
+class _Writing(threading.Thread):
+    """One state on its way to the disk; ``error`` says at the end whether it got there.
+
+    Not a daemon: when training ends in an error, the process still waits until the state is whole.
+    """
+
+    def __init__(
+        self, folder: Path, step: int, pieces: dict[str, Piece], meta: dict[str, Any], keep: int, peers: Peers
+    ) -> None:
+        super().__init__(name=f"state of step {step}")
+        self.step, self.error = step, None
+        self._arguments = (folder, step, pieces, meta, keep, peers)
+
+    def run(self) -> None:
+        """Write; in the caller's thread when called directly."""
+        try:
+            save_step(*self._arguments)
+        except Exception as error:
+            self.error = error
+        finally:
+            del self._arguments  # a copy of the whole state
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait if it was started."""
+        if self.ident is not None:
+            super().join(timeout)
+
+
+def state_pieces(run: Training, peers: Peers) -> dict[str, Piece]:
+    """Return all tensors of the run's state as this process holds them, shared, not copied."""
+    pieces = _model_pieces(run) | _ema_pieces(run)
+    moments = moment_pieces(run.optimizer, _names(run), peers)
+    pieces |= {f"optimizer/{name}": piece for name, piece in moments.items()}
+    return pieces | {f"rng/{peers.rank}/{key}": Piece.of(tensor) for key, tensor in _random().items()}
+
+
+def _model_pieces(run: Training) -> dict[str, Piece]:
+    """Return the model's tensors, or only those that are trained where not all are."""
+    tensors = run.model.state_dict()  # also makes FSDP put its shards in order
+    trained = {_clean(name): parameter.requires_grad for name, parameter in run.model.named_parameters()}
+    if not all(trained.values()):
+        tensors = {name: tensor for name, tensor in tensors.items() if trained.get(_clean(name))}
+    return {f"model/{_clean(name)}": Piece.of(tensor) for name, tensor in tensors.items()}
+
+
+def _ema_pieces(run: Training) -> dict[str, Piece]:
+    if run.ema is None:
+        return {}
+    return {f"ema/{_clean(name)}": Piece.of(tensor) for name, tensor in run.ema.tensors.items()}
+
+
+def _names(run: Training) -> dict[int, str]:
+    return {id(parameter): _clean(name) for name, parameter in run.model.named_parameters()}
+
+
+def _clean(name: str) -> str:
+    """Return a parameter's name without what wrappers add to it."""
+    return name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
+
+
+def _group(stored: dict[str, Any], group: str) -> dict[str, Any]:
+    return {name[len(group) + 1 :]: value for name, value in stored.items() if name.startswith(group + "/")}
+
+
+def _random() -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_random(states: dict[str, torch.Tensor]) -> None:
+    """Set the generators; a process that the state does not know of keeps its own (samples carry their own seeds)."""
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _not_finite(pieces: dict[str, Piece], peers: Peers) -> str | None:
+    """Return the name of a tensor that holds infinities or NaN on any process, None if there is none."""
+    floats = [(name, piece.local) for name, piece in pieces.items() if piece.local.is_floating_point()]
+    checks = [torch.isfinite(local).all() for _, local in floats]
+    bad = None
+    if checks and not bool(torch.stack([check.to(checks[0].device) for check in checks]).all()):
+        bad = next(name for (name, _), check in zip(floats, checks) if not bool(check))
+    return next((name for name in peers.gather(bad) if name is not None), None)
+
+
+def _on_cpu(pieces: dict[str, Piece]) -> dict[str, Piece]:
+    """Return copies on the CPU that training does not change."""
+    copies = {}
+    for name, piece in pieces.items():
+        copy = torch.empty(piece.local.shape, dtype=piece.local.dtype, pin_memory=piece.local.is_cuda)
+        copies[name] = Piece(copy.copy_(piece.local, non_blocking=True), piece.start, piece.size)
+    if any(piece.local.is_cuda for piece in pieces.values()):
+        torch.cuda.synchronize()
+    return copies
