@@ -49,6 +49,19 @@ class Ema:
             for name in done:
                 self._exchange(name)
 
+    def keep(self) -> None:
+        """Leave the averages in the model for good; ``tensors`` holds the trained weights from then on."""
+        _reshard(self._model)
+        for name in self._parameters:
+            self._exchange(name)
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Leave the averages in the model for good; the trained weights are gone."""
+        _reshard(self._model)
+        for name, parameter in self._parameters.items():
+            _local(parameter).copy_(_local(self.tensors[name]))
+
     @torch.no_grad()
     def _exchange(self, name: str) -> None:
         # In place: compiled graphs and FSDP's own buffers go on pointing at the same memory.
