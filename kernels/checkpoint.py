@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import struct
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .schedule import Schedule, ScheduleError
 
@@ -205,11 +207,77 @@ def write_checkpoint(
     """
     from safetensors.torch import save_file
 
-    path = Path(path)
+    metadata = _metadata(header, extra_metadata)
+    needed = sum(t.numel() * t.element_size() for t in tensors.values())
+    with _replacing(Path(path), needed) as temporary:
+        # safetensors makes files that only their owner can read; a new file shall have the rights of any other.
+        mode = temporary.stat().st_mode
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, metadata=metadata)
+        temporary.chmod(mode)
+
+
+def write_streamed(
+    path: str | Path,
+    layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    header: Header | None = None,
+    extra_metadata: dict[str, str] | None = None,
+) -> None:
+    """Write tensors to one safetensors file as they come, in any order, whole or not at all.
+
+    ``layout`` says beforehand what comes: {name: (dtype, shape)}. Only one tensor is held at a time. Raises as
+    ``write_checkpoint``, and ValueError if what comes is not what was announced.
+    """
+    metadata = _metadata(header, extra_metadata)
+    # Wide types first, as readers that map the file need every tensor aligned to its type.
+    names = sorted(layout, key=lambda name: -layout[name][0].itemsize)
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name in names:
+        dtype, shape = layout[name]
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": _DTYPE_NAMES[str(dtype)], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    missing = set(layout)
+    with _replacing(Path(path), end) as temporary, temporary.open("rb+") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, tensor in tensors:
+            if name not in missing or layout[name] != (tensor.dtype, tuple(tensor.shape)):
+                raise ValueError(f"tensor {name} ({tensor.dtype}, {tuple(tensor.shape)}) is not what was announced")
+            missing.remove(name)
+            file.seek(8 + len(text) + entries[name]["data_offsets"][0])
+            file.write(memoryview(_as_bytes(tensor)))
+        if missing:
+            raise ValueError(f"{len(missing)} announced tensors did not come, first {min(missing)}")
+
+
+# As safetensors calls them; keyed by name, so that torch is imported only where tensors are at hand.
+_DTYPE_NAMES = {
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.float8_e4m3fn": "F8_E4M3",
+    "torch.uint8": "U8",
+}
+
+
+def _as_bytes(tensor: torch.Tensor) -> Any:
+    import torch
+
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _metadata(header: Header | None, extra: dict[str, str] | None) -> dict[str, str]:
     if header is not None:
         Header.from_metadata(header.to_metadata())
-    metadata = {"format": "pt", **(extra_metadata or {}), **(header.to_metadata() if header else {})}
-    needed = sum(t.numel() * t.element_size() for t in tensors.values()) + FREE_SPACE_MARGIN
+    return {"format": "pt", **(extra or {}), **(header.to_metadata() if header else {})}
+
+
+@contextlib.contextmanager
+def _replacing(path: Path, needed: int) -> Iterator[Path]:
+    """Give an empty file beside ``path`` to write to, which takes its place if the body succeeds and else vanishes."""
+    needed += FREE_SPACE_MARGIN
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -219,15 +287,12 @@ def write_checkpoint(
                 f"{path.parent} has {free >> 20} MiB free, {path.name} needs {needed >> 20} MiB; "
                 "free some space or write elsewhere."
             )
-        # safetensors makes files that only their owner can read; a new file shall have the rights of any other.
         temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, metadata=metadata)
-        temporary.chmod(mode)
+        yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except CheckpointError:
+    except (CheckpointError, ValueError):
         raise
     except Exception as error:
         # safetensors raises its own types, a full disk among them.

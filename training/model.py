@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,18 +122,23 @@ def keep_full_precision(model: WanTransformer3DModel) -> None:
         model.proj_out,
         *(norm for norm in norms if norm is not None),
     ):
-        if getattr(module, "_full_precision", False):
-            continue
-        module.forward = _without_autocast(module.forward)
-        module._full_precision = True
+        if not getattr(module, "full_precision", False):
+            module.__class__ = _outside_autocast(type(module))
 
 
-def _without_autocast(forward):
-    def run(x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return forward(x.float(), *args, **kwargs)
+@functools.cache
+def _outside_autocast(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return the class whose forward computes in float32: a class, as copies of a model shall run their own weights."""
 
-    return run
+    class FullPrecision(kind):
+        full_precision = True
+
+        def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+            with torch.autocast(x.device.type, enabled=False):
+                return super().forward(x.float(), *args, **kwargs)
+
+    FullPrecision.__name__ = FullPrecision.__qualname__ = f"FullPrecision{kind.__name__}"
+    return FullPrecision
 
 
 def autocast(device: torch.device, dtype: str) -> contextlib.AbstractContextManager:
