@@ -1,0 +1,93 @@
+"""What a file or folder is, told from its headers: no weight is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..kernels.checkpoint import Header, HeaderError, read_header, read_metadata
+from .names import HEAD_DIM, KINDS, ModelError
+from .state import MANIFEST, read_manifest
+from .weights import Weights, open_weights
+
+_LORA = (".lora_A.weight", ".lora_down.weight")
+
+Lines = list[tuple[str, str]]
+
+
+def describe(path: str | Path) -> Lines:
+    """Return what there is to say as (what, value) pairs; raises ModelError or SnapshotError for anything unknown."""
+    path = Path(path).expanduser()
+    if (path / MANIFEST).is_file():
+        return _state(path)
+    if path.is_file() and path.suffix == ".safetensors":
+        try:
+            _, tensors = read_metadata(path)
+        except HeaderError as error:
+            raise ModelError(str(error)) from None
+        if any(name.endswith(_LORA) for name in tensors):
+            return _lora(path, {name: shape for name, (_, shape) in tensors.items()})
+    return _model(open_weights(path))
+
+
+def _model(weights: Weights) -> Lines:
+    shape = weights.shape
+    names = {"comfyui": "ComfyUI's (with prefix)", "original": "original", "diffusers": "diffusers'"}
+    size = sum(file.stat().st_size for file in weights.files)
+    dtypes = ", ".join(f"{count} tensors {dtype}" for dtype, count in sorted(weights.dtypes.items()))
+    lines = [
+        ("file", str(weights.path)),
+        ("kind", f"Wan2.1 {KINDS[shape.kind]}"),
+        (
+            "size",
+            f"{shape.parameters / 1e6:,.2f} M parameters: dim {shape.dim} ({shape.heads} heads of {HEAD_DIM}), "
+            f"ffn {shape.ffn_dim}, {shape.layers} layers",
+        ),
+        ("channels", f"{shape.in_channels} in, {shape.out_channels} out; text {shape.text_dim}"),
+        ("weights", dtypes + (", scaled (ComfyUI's form)" if weights.scaled else "")),
+        ("names", names[weights.naming]),
+        ("on disk", f"{size / 2**20:,.1f} MiB in {len(weights.files)} file{'s' * (len(weights.files) > 1)}"),
+    ]
+    if shape.image_dim:
+        lines.insert(4, ("image", f"CLIP feature of {shape.image_tokens} x {shape.image_dim}"))
+    return lines + _header(Header.from_metadata(weights.metadata))
+
+
+def _lora(path: Path, shapes: dict[str, tuple[int, ...]]) -> Lines:
+    downs = [name for name in shapes if name.endswith(_LORA)]
+    ranks = sorted({shapes[name][0] for name in downs if shapes[name]})
+    loaded = sum(name.startswith("diffusion_model.") for name in downs)
+    note = "" if loaded == len(downs) else "; ComfyUI ignores those without diffusion_model. in front"
+    return [
+        ("file", str(path)),
+        ("kind", "LoRA"),
+        ("layers", f"{len(downs)}, {loaded} of them named diffusion_model.*{note}"),
+        ("rank", ", ".join(map(str, ranks))),
+        *_header(read_header(path)),
+    ]
+
+
+def _state(path: Path) -> Lines:
+    manifest = read_manifest(path)
+    size = sum(entry["size"] for entry in manifest["files"].values())
+    config = manifest.get("config", {})
+    output = config.get("output", {})
+    return [
+        ("folder", str(path)),
+        ("kind", f"training state of step {manifest['step']}" + (", a LoRA run" if config.get("lora") else "")),
+        ("run", f"{output.get('name', 'unknown')}, output in {output.get('dir', 'unknown')}"),
+        ("on disk", f"{size / 2**20:,.1f} MiB in {len(manifest['files'])} files"),
+    ]
+
+
+def _header(header: Header | None) -> Lines:
+    if header is None:
+        return [("header", "none: an ordinary file, attention is the host's own")]
+    tile = "x".join(map(str, header.tile)) if header.tile else "chosen per size"
+    lines = [("header", f"FPSAttention v{header.version}, trained for {header.step} steps by {header.trainer}")]
+    lines += [("schedule" if i == 0 else "", line) for i, line in enumerate(header.schedule.format().splitlines())]
+    return [
+        *lines,
+        ("tile", f"{tile}, {header.slots} slots"),
+        ("fp8", f"{header.fp8_format}, K smoothed: {'yes' if header.smooth_k else 'no'}"),
+        ("base", header.base_sha256 or "not recorded"),
+    ]
