@@ -12,12 +12,14 @@ import torch
 from ..kernels.attention import resolve_backend
 from ..kernels.grid import TokenGrid
 from .config import ConfigError, RunConfig
+from .data.buckets import buckets_of, latent_shape
 from .data.cache import build_cache
+from .data.condition import image_identity
 from .data.dataset import LatentPart
-from .data.settings import DataConfig
+from .data.settings import TEXT_TOKENS, DataConfig
 from .data.text import TEXT_DIM, ZEROS, read_text, text_files
 from .distributed import World, pick_device
-from .names import HEAD_DIM, ModelError, planned_shape
+from .names import HEAD_DIM, ModelError, WanShape, planned_shape
 
 _log = logging.getLogger(__name__)
 
@@ -38,18 +40,43 @@ def compute_dtype(config: RunConfig) -> torch.dtype:
 
 
 def data_grid(config: DataConfig) -> TokenGrid:
-    """Return the token grid of the samples that a configuration cuts."""
-    return TokenGrid((config.frames - 1) // 4 + 1, config.height // 16, config.width // 16)
+    """Return the token grid of the samples that a configuration cuts; of several buckets the one with most tokens."""
+    t, h, w = latent_shape(buckets_of(config)[0])
+    return TokenGrid(t, h // 2, w // 2)
 
 
 def check_model(config: RunConfig) -> None:
-    """Refuse a model that cannot be trained before data are prepared for it; raises ModelError."""
-    width = planned_shape(config.model).text_dim
-    if width != TEXT_DIM:
+    """Refuse a model that cannot be trained, or not on these data, before anything is prepared; raises ModelError."""
+    shape = planned_shape(config.model)
+    if shape.text_dim != TEXT_DIM:
         raise ModelError(
-            f"the model takes text embeddings of width {width}, but Wan's have {TEXT_DIM}, the zero one too; "
+            f"the model takes text embeddings of width {shape.text_dim}, but Wan's have {TEXT_DIM}, the zero one too; "
             + (f"set model.text_dim to {TEXT_DIM}" if config.model.init == "random" else "use another model")
         )
+    _check_condition(config, shape)
+
+
+_NAMED = {
+    "none": "text-to-video (16 channels)",
+    "first": "image-to-video (36 channels: noise, mask and first frame)",
+    "first-last": "first-last-frame (36 channels: noise, mask, first and last frame)",
+}
+
+
+def _check_condition(config: RunConfig, shape: WanShape) -> None:
+    """Compare what the samples carry with what the model takes."""
+    said, model = config.data.condition, config.model.path or "the random model"
+    takes = {"t2v": "none", "i2v": "first", "flf": "first-last"}[shape.kind]
+    # A plain image-to-video model also learns from two frames: its picture tokens carry no position.
+    if said == takes or (said == "first-last" and takes == "first"):
+        return
+    fix = f"set data.condition to '{takes}'"
+    if takes == "first":
+        fix += " or 'first-last'"
+    raise ModelError(
+        f"{model}: a model for {_NAMED[takes]}, but data.condition is '{said}', which gives {_NAMED[said]}; {fix},"
+        " or train another model"
+    )
 
 
 def check_folders(config: RunConfig) -> None:
@@ -88,7 +115,7 @@ def vae_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
 
 
 def prepare_data(config: RunConfig, world: World, *, progress: bool = True) -> Prepared:
-    """Return the cached data; rank 0 builds what is missing while the others wait.
+    """Return the cached data; every rank encodes its share of what is missing, and waits for the others.
 
     Raises DataError or VaeError with one sentence.
     """
@@ -100,18 +127,26 @@ def prepare_data(config: RunConfig, world: World, *, progress: bool = True) -> P
     dtype = vae_dtype(config, device)
     # Latents of the two precisions differ by rounding (0.7 %), so they are cached apart.
     identity = f"{vae_hash(config.vae.path)} {dtype}"
-    for turn in ("main", "others"):
-        if world.is_main == (turn == "main"):
-            dataset = build_cache(
-                config.data,
-                lambda: load_vae(config.vae.path, dtype=dtype).to(device),
-                identity,
-                text_device=device,
-                progress=progress and world.is_main,
-            )
-        world.barrier()
+    if config.data.condition != "none":
+        image_identity(config.data.image_encoder)  # a missing folder is said before anything is read
+    dataset = build_cache(
+        config.data,
+        lambda: load_vae(config.vae.path, dtype=dtype).to(device),
+        identity,
+        text_device=device,
+        progress=progress and world.is_main,
+        rank=world.rank,
+        size=world.size,
+        barrier=world.barrier,
+    )
     empty = None
     if config.data.text_encoder != ZEROS:
         # Cached above: no rank loads the encoder for it.
         empty = text_files(config.data, [""], Path(config.data.cache).expanduser())[""]
-    return Prepared(dataset.train, dataset.val, data_grid(config.data), read_text(empty, config.data.text_length))
+    return Prepared(dataset.train, dataset.val, data_grid(config.data), _empty_text(config.data, empty))
+
+
+def _empty_text(config: DataConfig, file: Path | None) -> torch.Tensor:
+    if file is None and config.condition != "none":
+        return torch.zeros(TEXT_TOKENS, TEXT_DIM)  # as the samples of such data have it
+    return read_text(file, config.text_length)

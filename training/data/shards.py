@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import uuid
 import zlib
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def write_shard(path: Path, tensor: Tensor, key: str) -> None:
     Raises ``DataError`` with one sentence when it cannot be written, a full disk for example.
     """
     tensor = tensor.contiguous().cpu()
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"data": tensor}, temporary, {"key": key, "crc32": _checksum(tensor)})
@@ -48,10 +49,10 @@ def write_shard(path: Path, tensor: Tensor, key: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def check_shard(path: Path, key: str, shape: tuple[int | None, ...]) -> bool:
+def check_shard(path: Path, key: str, shape: tuple[int | None, ...], *, content: bool = True) -> bool:
     """Return True if ``path`` holds the whole tensor of ``key``; a damaged file is named once and counts as absent.
 
-    ``shape`` may have None for an extent that is not known.
+    ``shape`` may have None for an extent that is not known. Without ``content`` only the header is read.
     """
     if not path.is_file():
         return False
@@ -59,12 +60,13 @@ def check_shard(path: Path, key: str, shape: tuple[int | None, ...]) -> bool:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensor = file.get_tensor("data")
+            found = tuple(file.get_slice("data").get_shape())
+            tensor = file.get_tensor("data") if content else None
         if metadata.get("key") != key:
             reason = "it belongs to other settings"
-        elif len(tensor.shape) != len(shape) or any(n not in (None, m) for n, m in zip(shape, tensor.shape)):
-            reason = f"its shape is {tuple(tensor.shape)}"
-        elif metadata.get("crc32") != _checksum(tensor):
+        elif len(found) != len(shape) or any(n not in (None, m) for n, m in zip(shape, found)):
+            reason = f"its shape is {found}"
+        elif tensor is not None and metadata.get("crc32") != _checksum(tensor):
             reason = "its content does not match its checksum"
     except (SafetensorError, OSError) as error:
         reason = str(error)
@@ -73,10 +75,25 @@ def check_shard(path: Path, key: str, shape: tuple[int | None, ...]) -> bool:
     return reason is None
 
 
-def read_shard(path: Path) -> Tensor:
-    """Return the tensor of a file that was checked before."""
-    with safe_open(path, "pt") as file:
-        return file.get_tensor("data")
+def read_shard(path: Path, *, verify: bool = False) -> Tensor:
+    """Return the tensor of a file that was checked before.
+
+    With ``verify`` it is checked once more, and a damaged or missing one is a ``DataError``; the damaged file is
+    removed, so that the next start makes it again.
+    """
+    if not verify:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor("data")
+    try:
+        with safe_open(path, "pt") as file:
+            tensor, said = file.get_tensor("data"), (file.metadata() or {}).get("crc32")
+        reason = None if said == _checksum(tensor) else "its content does not match its checksum"
+    except (SafetensorError, OSError) as error:
+        reason = str(error)
+    if reason is None:
+        return tensor
+    path.unlink(missing_ok=True)
+    raise DataError(f"{path}: the cached file is damaged ({reason}); start again, and it is made anew.")
 
 
 def _checksum(tensor: Tensor) -> str:

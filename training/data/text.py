@@ -34,7 +34,7 @@ def text_files(
         raise DataError(
             f"{folder}: no such folder; set data.text_encoder to 'zeros' or to a folder with UMT5 and its tokenizer."
         )
-    identity = _identity(folder)
+    identity = folder_identity(folder)
     files, missing = {}, []
     for caption in sorted(set(captions)):
         key = key_of(caption=caption, encoder=identity, length=config.text_length)
@@ -57,13 +57,13 @@ def read_text(path: Path | None, length: int) -> Tensor:
     """
     if path is None:
         return torch.zeros(1, TEXT_DIM)
-    stored = read_shard(path)
+    stored = read_shard(path, verify=True)
     text = torch.zeros(length, stored.shape[1])
     text[: len(stored)] = stored
     return text
 
 
-def _identity(folder: Path) -> str:
+def folder_identity(folder: Path) -> str:
     """Return what tells one encoder from another: its configuration and the names and sizes of its weights."""
     parts = []
     for file in sorted(folder.rglob("*")):

@@ -7,7 +7,7 @@ that the container announces came out and none was marked corrupt; anything else
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,10 @@ import numpy as np
 from av.video.frame import VideoFrame
 
 from .errors import VideoError
+from .scenes import Signature, find_cuts, signature
 
 Size = tuple[int, int]
+MAX_SIDE = 16384  # pixels; what claims more is damaged, and would take all memory
 SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".gif", ".ts")
 
 _BT601, _BT709 = 5, 1  # FFmpeg's AVColorSpace numbers
@@ -29,7 +31,7 @@ _HD_HEIGHT = 720  # players take untagged video of this height or more as BT.709
 class Clip:
     """A decoded clip: ``frames[i]`` is uint8 (T, H_i, W_i, 3) RGB for each requested size, all of equal T."""
 
-    frames: tuple[np.ndarray, ...]
+    frames: tuple[np.ndarray | Kept, ...]
     fps: float
     source_fps: float
     source_frames: int
@@ -38,6 +40,32 @@ class Clip:
     @property
     def length(self) -> int:
         return len(self.frames[0])
+
+
+class Kept:
+    """Some frames of a clip by number: ``kept[a:b]`` is uint8 (b - a, H, W, 3) if all of them were kept."""
+
+    def __init__(self, length: int, images: dict[int, np.ndarray]) -> None:
+        self._length, self._images = length, images
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, window: slice) -> np.ndarray:
+        return np.stack([self._images[number] for number in range(*window.indices(self._length))])
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a whole pass over a clip tells: its frames at the wanted rate, as displayed, and where hard cuts are.
+
+    A cut is the number of the first frame after it.
+    """
+
+    length: int
+    size: Size
+    source_frames: int
+    cuts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,85 +96,151 @@ def read_clip(
     fps: float | None = None,
     sizes: Sequence[Size] | Callable[[Size], Sequence[Size]] | None = None,
     limit: int | None = None,
+    start: float = 0.0,
+    end: float | None = None,
+    keep: Sequence[Collection[int]] | None = None,
 ) -> Clip:
-    """Return all of a clip at ``fps`` (None: its own rate) and at each of ``sizes`` (None: its own size).
+    """Return a clip at ``fps`` (None: its own rate) and at each of ``sizes`` (None: its own size).
 
     Frames are picked by nearest timestamp, so 25 -> 16 fps keeps the speed of the motion. ``sizes`` may be a function
-    of the source's (height, width), as displayed: a phone's upright clip is upright. Raises ``VideoError`` for a
-    missing, empty, truncated or damaged file, and for one that takes more than ``limit`` bytes once decoded.
+    of the source's (height, width), as displayed: a phone's upright clip is upright. ``start`` and ``end`` (seconds)
+    choose a piece. ``keep`` names, per size, the numbers of the only frames that are kept; decoding ends after the last
+    of them, so it is for clips that were scanned. Raises ``VideoError`` for a missing, empty, truncated or damaged file,
+    and for one that takes more than ``limit`` bytes once decoded.
     """
     path = Path(path)
-    count = 0
-    out = _Collector(path, sizes, limit)
-    with _open(path) as container:
-        stream = _stream(container, path)
-        promised, rate = stream.frames, _rate(stream)
-        picker = _Picker(fps)
-        try:
-            for frame in container.decode(stream):
-                if frame.is_corrupt:
-                    raise VideoError(f"{path}: frame {count} is damaged; re-encode or replace the file.", decoded=count)
-                time = float(frame.pts * frame.time_base) if frame.pts is not None else count / rate
-                count += 1
-                for kept, times in picker.push(frame, time):
-                    out.add(kept, times, count)
-            for kept, times in picker.finish():
-                out.add(kept, times, count)
-        except (av.error.FFmpegError, ValueError) as error:
-            if isinstance(error, VideoError):
-                raise
+    out = _Collector(path, sizes, limit, keep)
+    read = _Pass(path, fps, start, end)
+    for frame, times, decoded in read:
+        out.add(frame, times, decoded)
+        if out.complete:
+            break
+    return Clip(out.stacked(), fps or read.rate, read.rate, read.decoded, out.source)
+
+
+def scan_clip(
+    path: str | Path, *, fps: float, start: float = 0.0, end: float | None = None, scene_cuts: bool = False
+) -> Scan:
+    """Return what a pass over all of a clip tells, keeping no picture; raises ``VideoError`` as ``read_clip`` does."""
+    read = _Pass(Path(path), fps, start, end)
+    length, size = 0, (0, 0)
+    signatures: list[tuple[int, Signature]] = []
+    for frame, times, _ in read:
+        if length == 0:
+            size = _displayed(frame)
+        if scene_cuts:
+            signatures.append((length, signature(frame)))
+        length += times
+    return Scan(length, size, read.decoded, find_cuts(signatures))
+
+
+class _Pass:
+    """One decoding of a file: iterate for (frame, how many times it is shown, frames decoded so far)."""
+
+    def __init__(self, path: Path, fps: float | None, start: float, end: float | None) -> None:
+        self.path, self.fps, self.start, self.end = path, fps, start, end
+        self.decoded, self.rate = 0, 0.0
+
+    def __iter__(self) -> Iterator[tuple[VideoFrame, int, int]]:
+        path, picker, first, last = self.path, _Picker(self.fps), None, 0.0
+        with _open(path) as container:
+            stream = _stream(container, path)
+            promised, self.rate = stream.frames, _rate(stream)
+            try:
+                for frame in container.decode(stream):
+                    if frame.is_corrupt:
+                        raise VideoError(
+                            f"{path}: frame {self.decoded} is damaged; re-encode or replace the file.",
+                            decoded=self.decoded,
+                        )
+                    if max(frame.width, frame.height) > MAX_SIDE:
+                        raise VideoError(f"{path}: {_absurd(frame.width, frame.height)}", decoded=self.decoded)
+                    time = float(frame.pts * frame.time_base) if frame.pts is not None else self.decoded / self.rate
+                    first = time if first is None else first
+                    last = time - first
+                    self.decoded += 1
+                    if last >= self.start - 1e-6 and (self.end is None or last < self.end - 1e-6):
+                        for kept, times in picker.push(frame, time):
+                            yield kept, times, self.decoded
+                for kept, times in picker.finish():
+                    yield kept, times, self.decoded
+            except (av.error.FFmpegError, ValueError) as error:
+                if isinstance(error, VideoError):
+                    raise
+                raise VideoError(
+                    f"{path}: decoding stopped after {self.decoded} of {promised or 'an unknown number of'} frames"
+                    f" ({_reason(error)}); re-encode or replace the file.",
+                    decoded=self.decoded,
+                ) from error
+            promised = promised or _announced_by_duration(container, stream, self.rate)
+        if self.decoded == 0:
+            raise VideoError(f"{path}: no frame could be decoded; re-encode or replace the file.")
+        if self.decoded < promised:
             raise VideoError(
-                f"{path}: decoding stopped after {count} of {promised or 'an unknown number of'} frames"
-                f" ({_reason(error)}); re-encode or replace the file.",
-                decoded=count,
-            ) from error
-        promised = promised or _announced_by_duration(container, stream, rate)
-    if count == 0:
-        raise VideoError(f"{path}: no frame could be decoded; re-encode or replace the file.")
-    if count < promised:
-        raise VideoError(
-            f"{path}: the file announces {promised} frames but only {count} decode; it is truncated or damaged,"
-            " re-encode or replace it.",
-            decoded=count,
-        )
-    return Clip(out.stacked(), fps or rate, rate, count, out.source)
+                f"{path}: the file announces {promised} frames but only {self.decoded} decode; it is truncated or"
+                " damaged, re-encode or replace it.",
+                decoded=self.decoded,
+            )
+        seconds = last + 1 / self.rate
+        if self.start >= seconds or (self.end is not None and self.end > seconds + 1 / self.rate):
+            name, value = ("start", self.start) if self.start >= seconds else ("end", self.end)
+            raise VideoError(f"{path}: {name} is {value:g}, but the clip is {seconds:.2f} seconds long; correct it.")
 
 
 class _Collector:
     """The frames that are kept, at every size; sizes and turn are settled by the first of them."""
 
     def __init__(
-        self, path: Path, sizes: Sequence[Size] | Callable[[Size], Sequence[Size]] | None, limit: int | None
+        self,
+        path: Path,
+        sizes: Sequence[Size] | Callable[[Size], Sequence[Size]] | None,
+        limit: int | None,
+        keep: Sequence[Collection[int]] | None,
     ) -> None:
         self.path, self.limit = path, limit
         self.source: Size = (0, 0)
-        self._sizes = sizes
-        self._turns = 0
+        self._sizes, self._keep = sizes, keep
+        self._last = max((max(numbers, default=-1) for numbers in keep), default=-1) if keep is not None else None
         self._wanted: list[Size] = []
-        self._images: list[list[np.ndarray]] = []
+        self._images: list[dict[int, np.ndarray]] = []
+        self._length = 0
         self._bytes = 0
 
+    @property
+    def complete(self) -> bool:
+        """True if no later frame is wanted."""
+        return self._last is not None and self._length > self._last
+
     def add(self, frame: VideoFrame, times: int, decoded: int) -> None:
-        """Keep ``frame`` ``times`` times."""
+        """Take ``frame`` as the next ``times`` frames of the clip."""
         if not self._images:
-            self._turns = round(getattr(frame, "rotation", 0) / 90) % 4  # PyAV 14 or newer tells
-            self.source = (frame.height, frame.width) if self._turns % 2 == 0 else (frame.width, frame.height)
+            self.source = _displayed(frame)
             if self._sizes is None:
                 self._wanted = [self.source]
             else:
                 self._wanted = list(self._sizes(self.source) if callable(self._sizes) else self._sizes)
-        images = _convert(frame, self._wanted, self._turns)
-        self._bytes += times * sum(image.nbytes for image in images)
+            self._images = [{} for _ in self._wanted]
+        numbers = range(self._length, self._length + times)
+        self._length += times
+        chosen = [[n for n in numbers if self._keep is None or n in self._keep[i]] for i in range(len(self._wanted))]
+        sizes = [size for size, which in zip(self._wanted, chosen, strict=True) if which]
+        made = iter(_convert(frame, sizes, _turns(frame)))
+        for images, which in zip(self._images, chosen, strict=True):
+            if which:
+                image = next(made)
+                self._bytes += image.nbytes * (len(which) if self._keep is None else 1)
+                images.update(dict.fromkeys(which, image))
         if self.limit is not None and self._bytes > self.limit:
             raise VideoError(
                 f"{self.path}: more than {self.limit / 2**30:.3g} GiB once decoded; cut the video into shorter clips.",
                 decoded=decoded,
             )
-        self._images.extend([images] * times)
 
-    def stacked(self) -> tuple[np.ndarray, ...]:
-        """Return one array (T, H, W, 3) per size."""
-        return tuple(np.stack([images[i] for images in self._images]) for i in range(len(self._wanted)))
+    def stacked(self) -> tuple[np.ndarray | Kept, ...]:
+        """Return one array (T, H, W, 3) per size, or the frames that were kept."""
+        if self._keep is not None:
+            return tuple(Kept(self._length, images) for images in self._images)
+        return tuple(np.stack([images[number] for number in range(self._length)]) for images in self._images)
 
 
 class _Picker:
@@ -185,12 +279,16 @@ class _Picker:
 
 
 def _open(path: Path) -> av.container.InputContainer:
-    if not path.is_file():
-        raise VideoError(f"{path}: no such file; check the path.")
-    if path.stat().st_size == 0:
-        raise VideoError(f"{path}: the file is empty; replace it.")
     try:
+        if not path.is_file():
+            raise VideoError(f"{path}: no such file; check the path.")
+        if path.stat().st_size == 0:
+            raise VideoError(f"{path}: the file is empty; replace it.")
         return av.open(str(path))
+    except VideoError:
+        raise
+    except PermissionError:
+        raise VideoError(f"{path}: cannot be read (Permission denied); check its permissions.") from None
     except (av.error.FFmpegError, ValueError) as error:
         raise VideoError(f"{path}: not a readable video ({_reason(error)}); re-encode or replace it.") from error
 
@@ -201,7 +299,22 @@ def _stream(container: av.container.InputContainer, path: Path) -> av.video.stre
     stream = container.streams.video[0]
     if not stream.codec_context.height or not stream.codec_context.width:
         raise VideoError(f"{path}: the video stream has no picture size, so the file is damaged; replace it.")
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if max(width, height) > MAX_SIDE:
+        raise VideoError(f"{path}: {_absurd(width, height)}")
     return stream
+
+
+def _absurd(width: int, height: int) -> str:
+    return f"the picture is {width} x {height}, more than {MAX_SIDE} a side; the file is damaged, or make it smaller."
+
+
+def _turns(frame: VideoFrame) -> int:
+    return round(getattr(frame, "rotation", 0) / 90) % 4  # PyAV 14 or newer tells
+
+
+def _displayed(frame: VideoFrame) -> Size:
+    return (frame.height, frame.width) if _turns(frame) % 2 == 0 else (frame.width, frame.height)
 
 
 def _rate(stream: av.video.stream.VideoStream) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fpsattention.training.data import cache as cache_module
+from fpsattention.training.data import build as build_module
 from fpsattention.training.data import shards as shards_module
 from fpsattention.training.data.cache import build_cache
 from fpsattention.training.data.errors import DataError, VideoError
@@ -113,7 +113,7 @@ def test_settings_that_change_samples_change_the_cache(config, build, change):
 
 def test_an_interrupted_build_goes_on(config, build, monkeypatch):
     config = config.model_copy(update={"samples_per_clip": 20})
-    real, done = cache_module.write_shard, []
+    real, done = build_module.write_shard, []
 
     def write(path, *args):
         if done:
@@ -121,10 +121,10 @@ def test_an_interrupted_build_goes_on(config, build, monkeypatch):
         done.append(path)
         real(path, *args)
 
-    monkeypatch.setattr(cache_module, "write_shard", write)
+    monkeypatch.setattr(build_module, "write_shard", write)
     with pytest.raises(KeyboardInterrupt):
         build(config)
-    monkeypatch.setattr(cache_module, "write_shard", real)
+    monkeypatch.setattr(build_module, "write_shard", real)
     dataset, encoded = build(config)
     assert encoded == 20 + 2 - 16 and len(dataset.train) == 20
     assert not list(files(config)[0].parent.parent.rglob("*.tmp"))
@@ -169,14 +169,15 @@ def test_pieces_of_samples_agree_with_the_pixels(good_clip):
     from fpsattention.training.data.video import read_clip
 
     config = DataConfig(videos="x", frames=5, height=32, width=48, fps=25.0, scale_range=(1.0, 1.5))
-    sizes = level_sizes(config, (48, 64))
+    bucket = (5, 32, 48)
+    sizes = level_sizes(config, bucket, (48, 64))
     clip = read_clip(good_clip, fps=25, sizes=sizes)
     starts = part_range(config, clip.length, "train")
-    cuts = [draw_cut(config, "hash", "train", i, starts, sizes) for i in range(40)]
+    cuts = [draw_cut(config, bucket, "hash", "train", i, starts, sizes) for i in range(40)]
     assert {cut.level for cut in cuts} == {0, 1, 2, 3} and {cut.flip for cut in cuts} == {False, True}
     assert len(set(cuts)) > 35
     for cut in cuts:
-        video = take(config, clip, cut)
+        video = take(bucket, clip, cut)
         assert video.shape == (3, 5, 32, 48) and video.abs().max() <= 1
         level = ((video.mean((0, 2, 3)) + 1) * 127.5 - 30) / 4
         assert np.abs(level.numpy() - (cut.start + np.arange(5))).max() < 1.0

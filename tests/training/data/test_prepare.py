@@ -19,6 +19,10 @@ class Rank:
     local_rank: int = 0
     size: int = 2
 
+    @property
+    def rank(self) -> int:
+        return 0 if self.is_main else 1
+
     def barrier(self) -> None:
         pass
 
