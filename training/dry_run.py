@@ -8,11 +8,7 @@ from pathlib import Path
 from ..kernels.attention import resolve_backend
 from ..kernels.grid import TokenGrid
 from .config import RunConfig
-from .data.clips import find_videos
-from .data.errors import VideoError
-from .data.sampling import part_range
-from .data.settings import DataConfig
-from .data.video import probe
+from .data.survey import survey
 from .distributed import World, pick_device
 from .names import HEAD_DIM, WanShape, planned_shape
 from .prepare import compute_dtype, data_grid
@@ -23,7 +19,6 @@ SAVED = {"fp32": (88, 8), "bf16": (68, 4)}
 # Outside the blocks, per channel of dim.
 SAVED_OUTSIDE = 17
 DENSITY_SAMPLES = 400
-PROBED_CLIPS = 200
 
 
 @dataclass(frozen=True)
@@ -101,8 +96,9 @@ def describe_run(config: RunConfig) -> str:
         f"({optim.decay}, warm-up {optim.warmup}), shift {config.flow.shift:g}",
         f"memory       {_size(memory.total)}: weights {_size(memory.weights)}, gradients {_size(memory.gradients)}, "
         f"optimizer {_size(memory.optimizer)}, average {_size(memory.average)}, "
-        f"activations {_size(memory.activations)}" + (" (checkpointed)" if config.activation_checkpointing != "none" else ""),
-        f"data         {_clips(data)}",
+        f"activations {_size(memory.activations)}"
+        + (" (checkpointed)" if config.activation_checkpointing != "none" else ""),
+        *(f"{'' if number else 'data':<12} {line}" for number, line in enumerate(survey(data))),
         f"vae          {config.vae.path}{_missing(config.vae.path)}",
         f"checkpoints  {config.checkpoint.dir}: {config.checkpoint.keep} x "
         f"{_size(memory.weights + memory.optimizer + memory.average)}",
@@ -123,28 +119,6 @@ def _backend(config: RunConfig) -> str:
         name, note = resolve_backend(attention.backend, device, compute_dtype(config), HEAD_DIM, kind)
         said.append(f"{kind} on {name} ({device.type})" + (f"; {note}" if note and device.type != "cpu" else ""))
     return ", ".join(said)
-
-
-def _clips(config: DataConfig) -> str:
-    root = Path(config.videos).expanduser()
-    if not root.exists():
-        return f"{root} (not there yet)"
-    paths = find_videos(root)
-    usable, train, val = 0, 0, 0
-    for path in paths[:PROBED_CLIPS]:
-        try:
-            found = probe(path)
-        except VideoError:
-            continue
-        length = int(found.frames * config.fps / found.fps)
-        usable += 1
-        train += bool(part_range(config, length, "train"))
-        val += bool(config.holdout and part_range(config, length, "val"))
-    looked = f" of the first {PROBED_CLIPS}" if len(paths) > PROBED_CLIPS else ""
-    return (
-        f"{root}: {len(paths)} clips{looked}, {usable} readable, {train} long enough to train "
-        f"({config.samples_per_clip} samples each), {val} to validate ({config.val_samples_per_clip} each)"
-    )
 
 
 def _missing(path: str) -> str:

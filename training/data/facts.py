@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import uuid
@@ -56,7 +57,7 @@ def fit(config: DataConfig, source: Source, facts: Scan) -> tuple[Bucket, dict[P
         return bucket, {part: range(1), "val" if part == "train" else "train": range(0)}
     usable = usable_length(config, facts.length)
     ends = [0, *(cut for cut in facts.cuts if cut < usable), usable]
-    scene = max(b - a for a, b in zip(ends[:-1], ends[1:], strict=True))
+    scene = max(b - a for a, b in itertools.pairwise(ends))
     bucket = choose(config, facts.size, scene)
     if isinstance(bucket, str):
         first = f"of which the first {1 - config.holdout:.0%}" if config.holdout else "which"

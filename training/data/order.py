@@ -7,6 +7,7 @@ woven together by their weights, evenly: any stretch of the run holds each set's
 from __future__ import annotations
 
 import functools
+import itertools
 import zlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ def _shares(weights: tuple[float, ...]) -> tuple[tuple[int, ...], int]:
 def _taken(bounds: tuple[int, ...], places: int) -> list[int]:
     """Return how many of the first ``places`` samples (whole blocks) are each set's; they sum to ``places``."""
     ends = [places * bound // _UNIT for bound in bounds]
-    return [high - low for low, high in zip(ends[:-1], ends[1:], strict=True)]
+    return [high - low for low, high in itertools.pairwise(ends)]
 
 
 @functools.lru_cache(maxsize=16)

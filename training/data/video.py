@@ -104,9 +104,9 @@ def read_clip(
 
     Frames are picked by nearest timestamp, so 25 -> 16 fps keeps the speed of the motion. ``sizes`` may be a function
     of the source's (height, width), as displayed: a phone's upright clip is upright. ``start`` and ``end`` (seconds)
-    choose a piece. ``keep`` names, per size, the numbers of the only frames that are kept; decoding ends after the last
-    of them, so it is for clips that were scanned. Raises ``VideoError`` for a missing, empty, truncated or damaged file,
-    and for one that takes more than ``limit`` bytes once decoded.
+    choose a piece. ``keep`` names, per size, the numbers of the only frames that are kept; decoding ends after the
+    last of them, so it is for clips that were scanned. Raises ``VideoError`` for a missing, empty, truncated or damaged
+    file, and for one that takes more than ``limit`` bytes once decoded.
     """
     path = Path(path)
     out = _Collector(path, sizes, limit, keep)
