@@ -1,4 +1,4 @@
-"""Hashes of files, and files forced to the disk."""
+"""Hashes of files, files forced to the disk, and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -47,3 +47,13 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file that appears complete or not at all; an older one of that name survives a failure."""
+    partial = path.with_name(f".{path.name}.tmp")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .attention import attention_state
-from .flow import shifted, timestep
+from .attention import attention_state, compute_device
+from .flow import shifted
 from .model import WanTransformer3DModel, autocast
 from .sparse import DENSE, SparseAttention, latent_grid
+from .step import model_inputs
 
 
 def sampling_sigmas(steps: int, shift: float) -> list[float]:
@@ -35,31 +36,35 @@ def sample(
     cfg: float = 1.0,
     negative: torch.Tensor | None = None,
     dtype: str = "fp32",
+    condition: torch.Tensor | None = None,
+    image: torch.Tensor | None = None,
     progress: str | None = None,
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
     """Return latents (len(seeds), *shape) and per step what ran: sigma, phase, density.
 
     ``shape`` is (16, T, H, W), ``text`` (L, D) conditions every seed; with ``cfg`` other than 1 the model also runs on
-    ``negative`` (zeros if None). The starting noise of a seed is ComfyUI's: CPU, one generator per video.
+    ``negative`` (zeros if None). Image-to-video models also take ``condition`` (20, T, H, W) and ``image`` (tokens,
+    1280). The starting noise of a seed is ComfyUI's: CPU, one generator per video.
+    Where the weights are sharded all processes must call it, with the same steps and ``cfg``.
     """
-    device = next(model.parameters()).device
+    device = compute_device(model)
     state, training = attention_state(model), model.training
     plans = attention.plans(latent_grid(shape), state.heads)
     noise = [torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     x = torch.cat(noise).to(device)
-    prompt = text.to(device).expand(len(seeds), *text.shape)
-    empty = (torch.zeros_like(text) if negative is None else negative).to(device)
-    empty = empty.expand(len(seeds), *empty.shape)
+    empty = torch.zeros_like(text) if negative is None else negative
+    given = [None if c is None else c.to(device).expand(len(seeds), *c.shape) for c in (condition, image)]
     sigmas, report = sampling_sigmas(steps, shift), []
     model.eval()
     try:
         bar = tqdm(pairwise(sigmas), desc=progress, total=steps, disable=progress is None, unit="step")
         for sigma, following in bar:
-            level = timestep(torch.full((len(seeds),), sigma, device=device))
+            level = torch.full((len(seeds),), sigma, device=device)
             with state.step(attention, sigma, shape), autocast(device, dtype):
-                velocity = model(x, level, prompt, return_dict=False)[0].float()
+                velocity = model(*model_inputs(x, level, [text] * len(seeds), *given), return_dict=False)[0].float()
                 if cfg != 1.0:
-                    without = model(x, level, empty, return_dict=False)[0].float()
+                    inputs = model_inputs(x, level, [empty] * len(seeds), *given)
+                    without = model(*inputs, return_dict=False)[0].float()
                     velocity = without + cfg * (velocity - without)
             x = x + velocity * (following - sigma)
             density = 1.0 if plans is None else plans.density(sigma)

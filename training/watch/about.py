@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..files import replace_file
 from .rates import peak_flops
 
 if TYPE_CHECKING:
@@ -51,14 +51,10 @@ def about_run(config: RunConfig, world: World, device: torch.device, **facts: An
 
 def write_about(folder: Path, about: dict[str, Any]) -> None:
     """Write the facts into a run's folder, whole or not at all; a disk that is full is only named."""
-    partial = folder / f".{NAME}.tmp"
     try:
-        partial.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, folder / NAME)
+        replace_file(folder / NAME, (json.dumps(about, indent=1) + "\n").encode("utf-8"))
     except OSError as error:
         _log.warning("%s is not written: %s", folder / NAME, error)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_about(folder: Path) -> dict[str, Any]:

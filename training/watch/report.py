@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
+from ..files import replace_file
 from .about import read_about
 from .page import page
 from .panels import Panel, Run, make_panels
@@ -62,8 +62,8 @@ def write_report(folder: str | Path, *, dense_run: str | Path | None = None) -> 
         picture = _picture(panels, run.name)
     target = folder / "report.html"
     try:
-        _replace(folder / "report.png", picture)
-        _replace(target, page(run, dense, about, drawings, folder).encode("utf-8"))
+        replace_file(folder / "report.png", picture)
+        replace_file(target, page(run, dense, about, drawings, folder).encode("utf-8"))
     except OSError as error:
         _log.warning("the report is not written: %s", error)
         return None
@@ -151,12 +151,3 @@ def _figure(size: tuple[float, float]) -> Any:
 def _draw(panel: Panel, axes: Any) -> None:
     axes.set_xlabel("optimizer step")
     panel.draw(axes)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.tmp")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
