@@ -192,7 +192,7 @@ def _make_room(folder: Path, partial: Path, need: int) -> None:
         shutil.rmtree(stale)
     free = shutil.disk_usage(folder).free
     if free < need:
-        raise OSError(errno.ENOSPC, f"it needs {_mb(need)}, {_mb(free)} are free")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     partial.mkdir()
 
 
@@ -231,7 +231,10 @@ def _undo(partial: Path, need: int, error: OSError) -> str:
     """Remove what was written and return why it was not completed."""
     full = disk_is_full(error) or _is_full(partial, need)
     shutil.rmtree(partial, ignore_errors=True)
-    return f"the disk is full ({error.strerror or error})" if full else f"{error.strerror or error}"
+    if not full:
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    free = shutil.disk_usage(partial.parent).free
+    return f"the disk is full, a state in {partial.parent} needs {_mb(need)} and {_mb(free)} are free"
 
 
 def _is_full(partial: Path, need: int) -> bool:
