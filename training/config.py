@@ -135,6 +135,11 @@ class OptimSection(Section):
     def _consistent(self) -> OptimSection:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are {list(self.betas)}, both must be at least 0 and below 1")
+        if self.name == "adamw-8bit" and self.eps < 1e-8:
+            raise ValueError(
+                f"eps is {self.eps:g} but 8-bit moments need at least 1e-08: small ones are rounded to zero, and an "
+                "update is then divided by eps; raise eps, or set name = 'adamw'"
+            )
         if self.global_batch is not None and self.global_batch < self.batch:
             raise ValueError(
                 f"global_batch is {self.global_batch}, less than batch {self.batch}; it counts the samples of a whole "

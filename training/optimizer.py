@@ -25,6 +25,7 @@ SMALL = 4096
 def make_optimizer(section: OptimSection, model: nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer of the model's trainable parameters, plain or sharded (DTensor).
 
+    8-bit moments are for GPUs: on a CPU (with ``parallel.offload`` too) their step takes tens of times AdamW's.
     Raises ConfigError when 'adamw-8bit' is asked for and torchao is missing, ValueError when nothing is trainable.
     """
     groups = parameter_groups(model, section.weight_decay)
