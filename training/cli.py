@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .config import RunConfig
     from .distributed import World
+    from .prepare import Prepared
+    from .watch.preview import Previewer
 
 EXIT_OK, EXIT_CONFIG, EXIT_NONFINITE, EXIT_STOPPED = 0, 2, 3, 75
 
@@ -48,6 +50,7 @@ def _fail(said: str, code: int) -> int:
 
 
 def _obey(args: argparse.Namespace) -> int:
+    from .config import ConfigError
     from .config_file import load_config, to_toml
 
     config = load_config(args.config, args.set)
@@ -55,7 +58,9 @@ def _obey(args: argparse.Namespace) -> int:
         print(to_toml(config), end="")
         return EXIT_OK
     fetch = args.config is None and _takes_the_demo_clip(config)
-    return _plan(config, fetch) if args.dry_run else _train(config, args.resume, fetch)
+    if not args.dry_run and (args.world or args.gpu_memory):
+        raise ConfigError("--world and --gpu-memory belong to --dry-run; add it, or start the run with torchrun")
+    return _plan(config, fetch, args) if args.dry_run else _train(config, args.resume, fetch)
 
 
 def _takes_the_demo_clip(config: RunConfig) -> bool:
@@ -75,8 +80,28 @@ def _parser() -> argparse.ArgumentParser:
         "--resume", metavar="auto|none|PATH", default="none", help="go on from the newest or the named checkpoint"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and leave")
+    parser.add_argument("--world", metavar="N", type=_processes, help="with --dry-run: plan for N processes")
+    parser.add_argument(
+        "--gpu-memory", metavar="GB", type=_gigabytes, help="with --dry-run: say whether it fits, or what to set"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the checked configuration and leave")
     return parser
+
+
+def _processes(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 2**20:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of processes; write 1, 2, 4 ...")
+    return int(text)
+
+
+def _gigabytes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 2**20:
+        raise argparse.ArgumentTypeError(f"'{text}' is no GPU's memory; write its gigabytes, for example 24 or 80")
+    return value
 
 
 def _fetch_clip() -> None:
@@ -85,19 +110,19 @@ def _fetch_clip() -> None:
     demo_clip()
 
 
-def _plan(config: RunConfig, fetch: bool) -> int:
+def _plan(config: RunConfig, fetch: bool, args: argparse.Namespace) -> int:
     from .dry_run import describe_run
 
     if fetch:
         _fetch_clip()
-    print(describe_run(config))
+    print(describe_run(config, world=args.world, gpu_memory=args.gpu_memory))
     return EXIT_OK
 
 
 def _train(config: RunConfig, resume: str, fetch: bool) -> int:
     from .distributed import open_world
 
-    world = open_world(config.device)
+    world = open_world(config.device, config.parallel)
     try:
         return _run(config, resume, fetch, world)
     finally:
@@ -105,6 +130,7 @@ def _train(config: RunConfig, resume: str, fetch: bool) -> int:
 
 
 def _run(config: RunConfig, resume: str, fetch: bool, world: World) -> int:
+    from .assemble import check_spread
     from .export import export_run
     from .loop import fit
     from .prepare import check_backend, check_folders, check_model, prepare_data
@@ -114,9 +140,11 @@ def _run(config: RunConfig, resume: str, fetch: bool, world: World) -> int:
         logging.getLogger().setLevel(logging.ERROR)
     check_model(config)
     check_folders(config)
+    check_spread(config, world)
     check_backend(config, world)
     if fetch and world.is_main:
         _fetch_clip()
+    world.barrier()
     data = prepare_data(config, world)
     with StopFlag().on_signals() as stop:
         result = fit(
@@ -127,13 +155,29 @@ def _run(config: RunConfig, resume: str, fetch: bool, world: World) -> int:
             empty_text=data.empty_text,
             world=world,
             stop=stop,
+            previewer=_previewer(config, data, world),
         )
     if result.stopped:
         _log.info("stopped at step %d after saving; go on with --resume auto", result.step)
         return EXIT_STOPPED
+    path = export_run(config, result.model, result.step, data.grid, world)
     if world.is_main:
-        path = export_run(config, result, data.grid)
         held_out = f", held-out loss {result.validation.loss:.4f}" if result.validation else ""
-        plot = Path(config.output.dir) / "loss.png"
-        print(f"{result.step} steps in {result.seconds:.0f} s{held_out}; {path}; {plot}")
+        report = Path(config.output.dir) / ("report.html" if config.output.report else "loss.jsonl")
+        print(f"{result.step} steps in {result.seconds:.0f} s{held_out}; {path}; {report}")
     return EXIT_OK
+
+
+def _previewer(config: RunConfig, data: Prepared, world: World) -> Previewer | None:
+    if config.preview is None:
+        return None
+    from .distributed import pick_device
+    from .prepare import vae_dtype
+    from .vae import load_vae
+    from .watch.preview import Previewer
+
+    device = pick_device(config.device, world)
+    dtype = vae_dtype(config, device)
+    return Previewer(
+        config, data.val, data.empty_text, lambda: load_vae(config.vae.path, dtype=dtype).to(device), world
+    )

@@ -2,54 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
 from pathlib import Path
 
 from ..kernels.attention import resolve_backend
 from ..kernels.grid import TokenGrid
 from .config import RunConfig
+from .data.buckets import buckets_of, tokens
+from .data.settings import TEXT_TOKENS
 from .data.survey import survey
-from .distributed import World, pick_device
+from .distributed import DeviceError, World, pick_device
+from .flops import WITH_BACKWARD, forward_flops
+from .memory import Plan, plan_memory, saved_bytes
+from .memory_advice import verdict
 from .names import HEAD_DIM, WanShape, planned_shape
 from .prepare import compute_dtype, data_grid
 
-# Bytes that autograd keeps per token and block, measured on diffusers' Wan with torch's saved-tensor hooks:
-# (per channel of dim, per channel of ffn).
-SAVED = {"fp32": (88, 8), "bf16": (68, 4)}
-# Outside the blocks, per channel of dim.
-SAVED_OUTSIDE = 17
 DENSITY_SAMPLES = 400
-
-
-@dataclass(frozen=True)
-class Memory:
-    """A step's memory in bytes."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    average: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        """The sum of all parts."""
-        return self.weights + self.gradients + self.optimizer + self.average + self.activations
-
-
-def estimate_memory(config: RunConfig, shape: WanShape, tokens: int) -> Memory:
-    """Return what a training step needs: float32 weights, gradients and two moments, and the saved activations."""
-    weights = shape.parameters * 4
-    per_dim, per_ffn = SAVED[config.dtype]
-    block = (per_dim * shape.dim + per_ffn * shape.ffn_dim) * tokens
-    element = 4 if config.dtype == "fp32" else 2
-    if config.activation_checkpointing != "none":
-        # Every block keeps its input; one block at a time is recomputed with all that it saves.
-        activations = shape.layers * shape.dim * element * tokens + block
-    else:
-        activations = shape.layers * block
-    activations = config.optim.batch * (activations + SAVED_OUTSIDE * shape.dim * tokens)
-    return Memory(weights, weights, 2 * weights, weights if config.ema else 0, activations)
 
 
 def phase_table(config: RunConfig, grid: TokenGrid, heads: int) -> tuple[list[str], float]:
@@ -76,13 +45,22 @@ def phase_table(config: RunConfig, grid: TokenGrid, heads: int) -> tuple[list[st
     return lines, mean
 
 
-def describe_run(config: RunConfig) -> str:
-    """Return the plan as text. Raises ModelError if the model's file cannot be used; missing data are only named."""
+def describe_run(config: RunConfig, *, world: int | None = None, gpu_memory: float | None = None) -> str:
+    """Return the plan as text, for ``world`` processes (None: as many as there are) and GPUs of ``gpu_memory`` GiB.
+
+    Raises ModelError if the model's file cannot be used, DeviceError for processes that do not divide as configured;
+    missing data are only named.
+    """
     shape, grid = planned_shape(config.model), data_grid(config.data)
+    processes = check_processes(config, world or int(os.environ.get("WORLD_SIZE", "1")))
+    # Asked about other machines, the plan is for GPUs, whatever this one has.
+    cuda = gpu_memory is not None or world is not None or pick_device(config.device, World()).type == "cuda"
     lines, mean = phase_table(config, grid, shape.heads)
-    memory = estimate_memory(config, shape, grid.video)
+    memory = plan_memory(config, shape, largest_grid(config), world=processes, cuda=cuda and config.device != "cpu")
     optim, data = config.optim, config.data
     seconds = data.frames / data.fps
+    told, samples = survey(data)
+    asked = [] if gpu_memory is None else [gpu_memory]
     out = [
         f"model        {config.model.path or 'random weights'}",
         f"             {shape.parameters / 1e6:,.2f} M parameters: dim {shape.dim} "
@@ -94,18 +72,95 @@ def describe_run(config: RunConfig) -> str:
         f"             mean density over the training steps {mean:.1%}",
         f"training     {optim.steps} steps of {optim.samples} samples ({optim.batch} per forward), lr {optim.lr:g} "
         f"({optim.decay}, warm-up {optim.warmup}), shift {config.flow.shift:g}",
-        f"memory       {_size(memory.total)}: weights {_size(memory.weights)}, gradients {_size(memory.gradients)}, "
-        f"optimizer {_size(memory.optimizer)}, average {_size(memory.average)}, "
-        f"activations {_size(memory.activations)}"
-        + (" (checkpointed)" if config.activation_checkpointing != "none" else ""),
-        *(f"{'' if number else 'data':<12} {line}" for number, line in enumerate(survey(data))),
+        f"             {_epochs(optim.steps * optim.samples, samples)}",
+        f"             {_work(config, shape, grid, mean)}",
+        *memory_lines(memory, processes, cuda),
+        *(
+            [f"             {verdict(config, shape, largest_grid(config), processes, gpu_memory)}"]
+            if gpu_memory
+            else []
+        ),
+        *(f"{'' if number else 'data':<12} {line}" for number, line in enumerate(told)),
         f"vae          {config.vae.path}{_missing(config.vae.path)}",
-        f"checkpoints  {config.checkpoint.dir}: {config.checkpoint.keep} x "
-        f"{_size(memory.weights + memory.optimizer + memory.average)}",
-        f"output       {Path(config.output.dir) / config.output.name}.safetensors: "
-        f"{_size(shape.parameters * (2 if config.output.dtype == 'bf16' else 4))}",
+        *_disk(config, shape, grid, samples),
     ]
     return "\n".join(out)
+
+
+def check_processes(config: RunConfig, world: int) -> int:
+    """Return the number of processes; raises DeviceError where they do not divide as configured."""
+    parallel = config.parallel
+    for key, size in (("sequence", parallel.sequence), ("shard", parallel.shard or 1)):
+        if world % size:
+            raise DeviceError(
+                f"parallel.{key} is {size}, which {world} processes cannot be divided into; "
+                f"start a multiple of {size} (--world {world + size - world % size}), or lower parallel.{key}"
+            )
+    if config.optim.samples % (world // parallel.sequence):
+        groups = world // parallel.sequence
+        raise DeviceError(
+            f"a step has {config.optim.samples} samples, which {groups} data-parallel processes cannot share equally; "
+            f"set optim.global_batch to a multiple of {groups}"
+        )
+    return world
+
+
+def largest_grid(config: RunConfig) -> TokenGrid:
+    """Return the token grid of the largest samples that the data may have."""
+    frames, height, width = max(buckets_of(config.data), key=tokens)
+    return TokenGrid((frames - 1) // 4 + 1, height // 16, width // 16)
+
+
+def memory_lines(plan: Plan, processes: int, cuda: bool) -> list[str]:
+    """Return the memory of a process, part by part."""
+    where = "GPU" if cuda else "CPU"
+    each = f"on each of {processes} {where}s" if processes > 1 else f"on the {where}"
+    lines = [f"memory       {_size(plan.total)} {each}, at the fullest moment ({plan.moment}):"]
+    lines += [_part(name, size, plan) for name, size in sorted(plan.gpu.items(), key=lambda part: -part[1])]
+    others = ", ".join(f"{name} {_size(size)}" for name, size in plan.moments.items() if name != plan.moment)
+    lines.append(f"             other moments: {others}")
+    if plan.cpu:
+        lines.append(f"             {_size(sum(plan.cpu.values()))} of CPU memory for each process, offloaded:")
+        lines += [_part(name, size, plan) for name, size in sorted(plan.cpu.items(), key=lambda part: -part[1])]
+    if plan.loading:
+        lines.append(f"             {_size(plan.loading)} of CPU memory for each process while it loads the weights")
+    return lines
+
+
+def _part(name: str, size: int, plan: Plan) -> str:
+    return f"               {name:<22} {_size(size):>10}" + (" (assumed)" if name in plan.assumed else "")
+
+
+def _epochs(seen: int, samples: int) -> str:
+    if not samples:
+        return f"{seen:,} samples in all"
+    return f"{seen:,} samples in all: {seen / samples:,.2f} epochs of about {samples:,}"
+
+
+def _work(config: RunConfig, shape: WanShape, grid: TokenGrid, density: float) -> str:
+    def of(density: float) -> float:
+        one = forward_flops(shape, grid.video, density=density, text_tokens=config.data.text_length)
+        return WITH_BACKWARD * config.optim.samples * one
+
+    return f"{of(density) / 1e12:,.2f} TFLOP per step, {of(1.0) / 1e12:,.2f} with dense attention"
+
+
+def _disk(config: RunConfig, shape: WanShape, grid: TokenGrid, samples: int) -> list[str]:
+    """Return what a run writes: states, the export, and the cache of latents and texts."""
+    state, trainable = saved_bytes(config, shape)
+    numbers = shape.parameters if config.lora is None else trainable
+    width = {"bf16": 2, "fp32": 4, "fp8": 1}[config.output.dtype]
+    checkpoint, data = config.checkpoint, config.data
+    out = [
+        f"checkpoints  {checkpoint.dir}: {checkpoint.keep} x {_size(state)}, one more while it is written: "
+        f"{_size((checkpoint.keep + 1) * state)}",
+        f"output       {Path(config.output.dir) / config.output.name}.safetensors: {_size(numbers * width)}",
+    ]
+    if samples:
+        latent = 16 * grid.video * 4 * 2
+        text = 0 if data.text_encoder == "zeros" else TEXT_TOKENS * 4096 * 2
+        out.append(f"cache        {data.cache}: about {_size(samples * (latent + text))}")
+    return out
 
 
 def _backend(config: RunConfig) -> str:

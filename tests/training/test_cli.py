@@ -35,12 +35,43 @@ def test_dry_run_tells_the_plan(config_file, capsys):
         "fp8 on reference (cpu)",
         "sigma >= 0.90",
         "mean density over the training steps",
-        "6 steps of 2 x 1 samples",
-        "memory",
+        "6 steps of 2 samples (2 per forward)",
+        "12 samples in all",
+        "TFLOP per step",
+        "on the CPU, at the fullest moment",
         "clip.mp4 (not there yet)",
         "tiny.safetensors",
     ):
         assert words in out, words
+
+
+def test_dry_run_plans_for_other_machines(config_file, capsys):
+    plan = ["--config", str(config_file), "--dry-run", "--set", "device=auto"]
+    assert cli.main([*plan, "--world", "2", "--gpu-memory", "24"]) == 0
+    out = capsys.readouterr().out
+    assert "on each of 2 GPUs" in out and "(assumed)" in out and "fits 24 GB" in out
+    assert cli.main([*plan, "--gpu-memory", "0.001"]) == 0
+    assert "does not fit 0.001 GB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--dry-run", "--world", "3"], "which 3 data-parallel processes cannot share equally; set optim.global_batch"),
+        (["--dry-run", "--world", "2", "--set", "parallel.sequence=4"], "start a multiple of 4 (--world 4)"),
+        (["--world", "2"], "--world and --gpu-memory belong to --dry-run"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_one_sentence(config_file, capsys, arguments, words):
+    assert cli.main(["--config", str(config_file), *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--world", "0"), ("--world", "two"), ("--gpu-memory", "-1")])
+def test_numbers_of_the_plan_are_checked(config_file, capsys, flag, value):
+    with pytest.raises(SystemExit):
+        cli.main(["--config", str(config_file), "--dry-run", flag, value])
+    assert f"'{value}' is no" in capsys.readouterr().err
 
 
 def test_dry_run_imports_neither_diffusers_nor_transformers(config_file):
