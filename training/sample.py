@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,15 @@ def sample(
     condition: torch.Tensor | None = None,
     image: torch.Tensor | None = None,
     progress: str | None = None,
+    on_step: Callable[[], object] | None = None,
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
     """Return latents (len(seeds), *shape) and per step what ran: sigma, phase, density.
 
     ``shape`` is (16, T, H, W), ``text`` (L, D) conditions every seed; with ``cfg`` other than 1 the model also runs on
     ``negative`` (zeros if None). Image-to-video models also take ``condition`` (20, T, H, W) and ``image`` (tokens,
-    1280). The starting noise of a seed is ComfyUI's: CPU, one generator per video.
-    Where the weights are sharded all processes must call it, with the same steps and ``cfg``.
+    1280). The starting noise of a seed is ComfyUI's: CPU, one generator per video. ``progress`` labels a bar,
+    ``on_step`` is called after every step. Where the weights are sharded all processes must call it, with the same
+    steps and ``cfg``.
     """
     device = compute_device(model)
     state, training = attention_state(model), model.training
@@ -68,6 +70,8 @@ def sample(
                     velocity = without + cfg * (velocity - without)
             x = x + velocity * (following - sigma)
             density = 1.0 if plans is None else plans.density(sigma)
+            if on_step is not None:
+                on_step()
             report.append({"sigma": sigma, "phase": attention.phase(sigma), "density": density})
     finally:
         model.train(training)

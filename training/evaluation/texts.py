@@ -1,0 +1,28 @@
+"""Prompts as embeddings, cached; without an encoder the model sees no text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..data.settings import DataConfig
+from ..data.text import TEXT_DIM, ZEROS, folder_identity, read_text, text_files
+from .request import Settings
+
+
+def encode(
+    settings: Settings, encoder: str, cache: Path, device: torch.device
+) -> tuple[list[torch.Tensor], torch.Tensor, str]:
+    """Return every prompt's embedding (L, 4096), the negative prompt's, and what identifies the encoder.
+
+    Raises DataError, one sentence, for a folder that is not UMT5's.
+    """
+    if encoder == ZEROS:
+        none = torch.zeros(1, TEXT_DIM)
+        return [none] * len(settings.prompts), none, ZEROS
+    config = DataConfig(videos=str(cache), text_encoder=encoder)
+    files = text_files(config, [*settings.prompts, settings.negative], cache, device=device)
+    identity = folder_identity(Path(encoder).expanduser())
+    texts = [read_text(files[prompt], config.text_length) for prompt in settings.prompts]
+    return texts, read_text(files[settings.negative], config.text_length), identity
