@@ -137,14 +137,15 @@ def load_lora(model: WanTransformer3DModel, path: str | Path) -> None:
             f"{path}: has {len(found)} adapters and the model has {len(have)}; the first that only one of them has "
             f"is {differing[0]}; set lora.targets to the file's layers"
         )
+    for original, (first, _, _) in found.items():
+        if layers[original].lora_A.shape != first.shape:
+            raise ModelError(
+                f"{path}: the adapter of {original} has rank {first.shape[0]}, the model's has "
+                f"{layers[original].lora_A.shape[0]}; set lora.rank to {first.shape[0]}"
+            )
     with torch.no_grad():
         for original, (first, second, alpha) in found.items():
             layer = layers[original]
-            if layer.lora_A.shape != first.shape:
-                raise ModelError(
-                    f"{path}: the adapter of {original} has rank {first.shape[0]}, the model's has "
-                    f"{layer.lora_A.shape[0]}; set lora.rank to {first.shape[0]}"
-                )
             _fill(layer.lora_A, first.float())
             _fill(layer.lora_B, second.float())
             layer.lora_scale = alpha / first.shape[0]
