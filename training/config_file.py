@@ -138,6 +138,8 @@ def _sentence(error: ValidationError) -> str:
 
 def _keys_at(model: type[BaseModel], parents: Sequence[Any]) -> list[str]:
     for parent in parents:
+        if isinstance(parent, int):  # an entry of a list: its keys are those of the list's type
+            continue
         field = model.model_fields.get(str(parent))
         model = _model_in(field.annotation) if field is not None else None
         if model is None:
@@ -183,4 +185,6 @@ def _toml(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False)  # TOML's basic strings escape as JSON's do
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
     return repr(value)

@@ -98,12 +98,13 @@ def _mismatch(size: Size, bucket: Bucket) -> float:
 def _made(config: DataConfig) -> set[Bucket]:
     """Return the buckets within ``bucket_tokens``: halved lengths, seven aspects, never larger than is asked for."""
     found: set[Bucket] = set()
-    frames = config.frames
-    while frames > 1 or frames == config.frames:
+    lengths = [config.frames]
+    while (half := (lengths[-1] // 2) // 4 * 4 + 1) > 1:
+        lengths.append(half)
+    for frames in lengths:
         area = min(config.bucket_tokens // ((frames - 1) // 4 + 1), config.height * config.width // LATENT_STRIDE**2)
         shapes = [_largest(area, aspect) for aspect in _ASPECTS]
         found |= {(frames, h * LATENT_STRIDE, w * LATENT_STRIDE) for h, w in filter(None, shapes)}
-        frames = (frames // 2) // 4 * 4 + 1
     if not found:
         raise DataError(f"data.bucket_tokens is {config.bucket_tokens}, too few for any bucket; raise it.")
     return found
