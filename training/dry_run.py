@@ -75,11 +75,7 @@ def describe_run(config: RunConfig, *, world: int | None = None, gpu_memory: flo
         f"             {_epochs(optim.steps * optim.samples, samples)}",
         f"             {_work(config, shape, grid, mean)}",
         *memory_lines(memory, processes, cuda),
-        *(
-            [f"             {verdict(config, shape, largest_grid(config), processes, gpu_memory)}"]
-            if gpu_memory
-            else []
-        ),
+        *(f"             {verdict(config, shape, largest_grid(config), processes, size)}" for size in asked),
         *(f"{'' if number else 'data':<12} {line}" for number, line in enumerate(told)),
         f"vae          {config.vae.path}{_missing(config.vae.path)}",
         *_disk(config, shape, grid, samples),

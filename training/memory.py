@@ -285,7 +285,8 @@ class _Activations:
             named["block inputs"] = blocks * inputs
             named["attention kept"] = kept - blocks * inputs
             named["recomputed block"] = max(peak, attention) + TEXT[self.config.dtype] * text
-        outside = OUTSIDE * d * self.batch * self.tokens + OUTSIDE_PER_TOKEN * whole + ROTARY_PER_TOKEN * whole
+        per_dim = OUTSIDE["all" if self.config.lora is None else "lora"]
+        outside = per_dim * d * self.batch * self.tokens + (OUTSIDE_PER_TOKEN + ROTARY_PER_TOKEN) * whole
         named["outside the blocks"] = int(outside + TEXT_OUTSIDE[self.config.dtype] * text)
         return named
 

@@ -35,7 +35,8 @@ def test_constants_are_what_is_measured(dtype, trained, recompute, fused):
 
 
 def test_what_lies_outside_the_blocks_is_what_is_measured():
-    assert outside_cost("bf16") == pytest.approx(OUTSIDE, abs=0.05)
+    assert outside_cost("bf16") == pytest.approx(OUTSIDE["all"], abs=0.05)
+    assert outside_cost("bf16", lora=LoraSection()) == pytest.approx(OUTSIDE["lora"], abs=0.05)
 
 
 @pytest.mark.parametrize(
