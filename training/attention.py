@@ -9,13 +9,18 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from ..kernels.attention import fps_attention
 from ..kernels.plan import AttentionPlan
 from .model import WanTransformer3DModel
 from .sparse import SparseAttention, latent_grid
+
+if TYPE_CHECKING:
+    from .parallel.sequence import SequenceGroup
 
 
 def _wan_processor() -> type:
@@ -43,6 +48,8 @@ class StepState:
 
     def __init__(self, heads: int, layers: Sequence[torch.nn.Module]) -> None:
         self.heads = heads
+        self.device: torch.device | None = None  # of the computation; None: where the weights are
+        self.group: SequenceGroup | None = None
         self._layers = list(layers)
         self._sigma: float | None = None
 
@@ -57,15 +64,16 @@ class StepState:
                 f"an attention step at sigma {self._sigma:g} is still open; leave it (after backward) "
                 f"before entering sigma {sigma:g}"
             )
-        plans = attention.plans(latent_grid(latent_shape), self.heads)
-        per_layer = [
-            None if plans is None else plans.at(float(sigma), i, next(layer.parameters()).device)
-            for i, layer in enumerate(self._layers)
-        ]
+        grid = latent_grid(latent_shape)
+        shared = 1 if self.group is None else self.group.size
+        plans = attention.plans(grid, self.heads // shared)
+        device = self.device or next(self._layers[0].parameters()).device
+        per_layer = [None if plans is None else plans.at(float(sigma), i, device) for i, _ in enumerate(self._layers)]
         self._sigma = float(sigma)
         try:
             for layer, plan in zip(self._layers, per_layer):
                 layer.processor.plan, layer.processor.backend = plan, attention.backend
+                layer.processor.tokens = grid.tokens
             yield
         finally:
             self._sigma = None
@@ -78,7 +86,7 @@ class SelfAttention(_wan_processor()):  # type: ignore[misc]
 
     def __init__(self, state: StepState) -> None:
         super().__init__()
-        self.state, self.backend = state, "auto"
+        self.state, self.backend, self.tokens = state, "auto", 0
         self.plan: AttentionPlan | str | None = _OUTSIDE
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
@@ -86,16 +94,24 @@ class SelfAttention(_wan_processor()):  # type: ignore[misc]
         plan = self.plan
         if isinstance(plan, str):
             raise RuntimeError("the model ran outside an attention step; wrap forward and backward in StepState.step")
-        if plan is None:
+        group = self.state.group
+        if plan is None and group is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         q = attn.norm_q(attn.to_q(hidden_states)).unflatten(-1, (attn.heads, -1))
         k = attn.norm_k(attn.to_k(hidden_states)).unflatten(-1, (attn.heads, -1))
         v = attn.to_v(hidden_states).unflatten(-1, (attn.heads, -1))
         q, k = rotate(q, *rotary_emb).to(v.dtype), rotate(k, *rotary_emb).to(v.dtype)
-        # The op chooses its own precisions: autocast inside it would change them.
-        with torch.autocast(q.device.type, enabled=False):
-            out = fps_attention(q, k, v, plan, backend=self.backend).flatten(2)
-        return attn.to_out[1](attn.to_out[0](out))
+        if group is not None:
+            q, k, v = (group.to_heads(x, self.tokens) for x in (q, k, v))
+        if plan is None:
+            out = scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+        else:
+            # The op chooses its own precisions: autocast inside it would change them.
+            with torch.autocast(q.device.type, enabled=False):
+                out = fps_attention(q, k, v, plan, backend=self.backend)
+        if group is not None:
+            out = group.to_tokens(out, self.tokens)
+        return attn.to_out[1](attn.to_out[0](out.flatten(2)))
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -113,3 +129,8 @@ def attention_state(model: WanTransformer3DModel) -> StepState:
     for block in model.blocks:
         block.attn1.set_processor(SelfAttention(state))
     return state
+
+
+def compute_device(model: WanTransformer3DModel) -> torch.device:
+    """Return the device that the model computes on, which is not where offloaded weights lie."""
+    return attention_state(model).device or next(model.parameters()).device

@@ -36,9 +36,16 @@ class Flow:
     mean: float = 0.0
     std: float = 1.0
 
-    def draw_sigma(self, generator: torch.Generator) -> float:
-        """Return one sigma in (0, 1)."""
-        if self.sampling == "uniform":
+    def draw_sigma(self, generator: torch.Generator, part: tuple[int, int] | None = None) -> float:
+        """Return one sigma in (0, 1); with ``part`` = (i, n) one from the i-th of n equally likely parts."""
+        if part is not None:
+            place = (part[0] + torch.rand((), generator=generator, dtype=torch.float64)) / part[1]
+            u = (
+                place
+                if self.sampling == "uniform"
+                else torch.sigmoid(self.mean + self.std * torch.special.ndtri(place))
+            )
+        elif self.sampling == "uniform":
             u = torch.rand((), generator=generator, dtype=torch.float64)
         else:
             normal = torch.randn((), generator=generator, dtype=torch.float64)
@@ -60,6 +67,19 @@ class Draw:
     text: torch.Tensor
     noise: torch.Tensor
     sigma: float
+    condition: torch.Tensor | None = None
+    image: torch.Tensor | None = None
+
+
+def sample_sigma(flow: Flow, seed: int, epoch: int, index: int, part: tuple[int, int] | None = None) -> float:
+    """Return the sigma that ``draw`` gives this sample, without reading the sample."""
+    return flow.draw_sigma(sample_generator(seed, epoch, index), part)
+
+
+def parts_of_step(seed: int, step: int, samples: int) -> list[tuple[int, int]]:
+    """Return which of ``samples`` equally likely parts of the noise levels each place of a step draws from."""
+    shuffled = np.random.default_rng((seed, step, 0x7061727473)).permutation(samples)
+    return [(int(part), samples) for part in shuffled]
 
 
 def draw(
@@ -70,19 +90,21 @@ def draw(
     index: int,
     text_dropout: float = 0.0,
     empty_text: torch.Tensor | None = None,
+    part: tuple[int, int] | None = None,
 ) -> Draw:
     """Return the sample with its own sigma and noise, the same on every machine and at every world size.
 
-    With probability ``text_dropout`` the text is replaced by ``empty_text`` (zeros if None).
+    With probability ``text_dropout`` the text is replaced by ``empty_text`` (zeros if None). ``part`` restricts the
+    noise level to one of the parts that ``parts_of_step`` deals out.
     """
     generator = sample_generator(seed, epoch, index)
-    sigma = flow.draw_sigma(generator)
+    sigma = flow.draw_sigma(generator, part)
     dropped = float(torch.rand((), generator=generator, dtype=torch.float64)) < text_dropout
     latent, text = sample["latent"].float(), sample["text"]
     noise = torch.randn(latent.shape, generator=generator)
     if dropped:
         text = torch.zeros_like(text) if empty_text is None else empty_text
-    return Draw(latent, text, noise, sigma)
+    return Draw(latent, text, noise, sigma, sample.get("condition"), sample.get("image"))
 
 
 def noisy(latent: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
