@@ -57,7 +57,7 @@ function set(on) {
 }
 function tick(now) {
   if (running) {
-    at = (at + (now - last) / 1000 * Number(rate.value)) % length; last = now; bar.value = at;
+    at = (at + Math.max(0, now - last) / 1000 * Number(rate.value)) % length; last = now; bar.value = at;
   }
   seen.forEach(v => {
     const drift = Math.abs(v.currentTime - at);

@@ -92,7 +92,8 @@ def _loss(run: Run, dense: Run | None) -> Panel | None:
         axes.set_ylabel("training loss")
         axes.legend()
 
-    said = f"Mean of the last {window_of(len(ours))} steps over single steps (pale)."
+    window = window_of(len(ours))
+    said = f"Mean of the last {window} steps over single steps (pale)." if window > 1 else "Every step."
     return Panel("Training loss", said, draw, wide=True)
 
 

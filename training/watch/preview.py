@@ -156,7 +156,8 @@ class Previewer:
             if job.dense:
                 continue
             own, twin = frames[job], frames.get(Job(job.caption, job.seed, True))
-            name = f"“{self.section.captions[job.caption][:60]}”, seed {job.seed}"
+            caption = self.section.captions[job.caption]
+            name = f"“{caption[:60]}”, seed {job.seed}" if caption else f"no caption, seed {job.seed}"
             path = folder / f"{stem}_{job.caption}_seed{job.seed}.mp4"
             together = own
             if twin is not None:
