@@ -118,10 +118,10 @@ def test_an_exported_fp8_file_has_the_hosts_form(tmp_path):
             assert error < 0.03
         else:
             assert torch.equal(tensors[name], tensor.bfloat16()), name
-    # Read back, written again: nothing changes any more.
-    again = load_file(convert(path, tmp_path / "again.safetensors", "fp8"))
-    assert again.keys() == tensors.keys()
-    assert all(torch.equal(again[name].float(), tensors[name].float()) for name in tensors)
+    # Read back, written again: nothing changes any more (a weight that filled half of its range may change its scale).
+    again = original_state(load_model(convert(path, tmp_path / "again.safetensors", "fp8")))
+    first = original_state(load_model(path))
+    assert all(torch.equal(again[name], first[name]) for name in first)
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"format": "pt"}
     assert b"full_precision" not in bytes(quantization_marker(True).tolist())
