@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,22 @@ def test_failures_are_warnings(make_config, samples, model, caplog, tmp_path, mo
     assert previewer.render(model, 2) == []
     assert f"no {what}; training goes on" in caplog.text
     assert not list(tmp_path.glob("out/previews/*.png"))
+
+
+@pytest.mark.slow
+def test_two_processes_measure_and_sample_what_one_does(table, tmp_path):
+    # Full precision: roundings to FP8 would turn differences of the last bit into visible ones.
+    table["attention"]["schedule"] = "0.50 bf16 - all 2 2\n0.00 dense"
+    table["model"]["dim"] = 256
+    table["preview"] = {"every": 1, "steps": 2, "seeds": [1], "cfg": 2.0, "captions": ["", "twice", "thrice"]}
+    table["preview"]["dense_twin"] = False
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(table), encoding="utf-8")
+    child = Path(__file__).with_name("watch_parts.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launcher, str(child), str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))[7:])
+    for case in ("shards", "tokens"):
+        assert found[case]["sharded"] and found[case]["same"] and found[case]["jobs"] == 3
+        assert found[case]["loss_error"] < 1e-5 and found[case]["latent_error"] < 1e-4, found

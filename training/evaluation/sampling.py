@@ -74,7 +74,7 @@ def sample_all(
 ) -> dict[tuple[str, str], Sampled]:
     """Return the latents of every (method's key, clip's name), sampling those that are not in ``out`` already."""
     backends = backends_of(methods, settings, device)
-    place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    place = _device_name(device)
     prints = {method.model.path: fingerprint(method.model.path) for method in methods}
     found: dict[tuple[str, str], Sampled] = {}
     missing: list[tuple[Method, str, int, int, Path, str]] = []
@@ -108,6 +108,13 @@ def sample_all(
             write_checkpoint(path, {"latents": latents}, extra_metadata={KEY: key, FACTS: json.dumps(facts)})
             found[method.key, name] = Sampled(path, key, facts)
     return found
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _key(method: Method, settings: Settings, prompt: int, seed: int, identities: tuple[str, ...]) -> str:
