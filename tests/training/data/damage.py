@@ -64,7 +64,9 @@ _bytes("cut late.mkv", "announces|decoding stopped", lambda data: data[: int(len
 _bytes("cut at half.avi", "announces|decoding stopped|is damaged", lambda data: data[: len(data) // 2])
 _bytes("random.mp4", "not a readable video", lambda data: np.random.default_rng(0).bytes(5000))
 _bytes("text.mp4", "not a readable video", lambda data: b"Dear diary, today nothing was filmed.\n" * 60)
-_bytes("page.mp4", "not a readable video|no video stream", lambda data: b"<!DOCTYPE html><title>404 Not Found</title>" * 40)
+_bytes(
+    "page.mp4", "not a readable video|no video stream", lambda data: b"<!DOCTYPE html><title>404 Not Found</title>" * 40
+)
 _bytes("zeros.mp4", "not a readable video", lambda data: bytes(8000))
 _bytes("zeroed middle.mp4", "damaged|decoding stopped|announces", _zeroed)
 _bytes("noise in the middle.mp4", "damaged|decoding stopped|announces", _noisy)

@@ -195,7 +195,9 @@ def test_held_out_images(config, build, tmp_path):
     sets = {"name": "p", "videos": str(tmp_path / "p"), "kind": "images"}
     dataset = build(config(sets, holdout=0.4))
     assert len(dataset.train) + len(dataset.val) == 12 and len(dataset.val) >= 2
-    assert not {s.name.split("/")[1] for s in dataset.train.samples} & {s.name.split("/")[1] for s in dataset.val.samples}
+    assert not {s.name.split("/")[1] for s in dataset.train.samples} & {
+        s.name.split("/")[1] for s in dataset.val.samples
+    }
 
 
 def test_clips_go_to_buckets_and_the_start_says_how_many(config, build, tmp_path, caplog):
@@ -225,7 +227,9 @@ def test_hard_cuts_are_found_and_kept_out_of_samples(tmp_path, config, build):
             scene = 0 if number < 11 else 1 if number < 20 else 2
             color = np.array([(200, 60, 40), (40, 80, 200), (90, 190, 60)][scene])
             image = color + rng.integers(-20, 21, (48, 64, 3)) + number  # and a slow change of light
-            for packet in stream.encode(av.VideoFrame.from_ndarray(image.clip(0, 255).astype(np.uint8), format="rgb24")):
+            for packet in stream.encode(
+                av.VideoFrame.from_ndarray(image.clip(0, 255).astype(np.uint8), format="rgb24")
+            ):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)

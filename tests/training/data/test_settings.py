@@ -6,6 +6,8 @@ import pytest
 from fpsattention.training.data.settings import DataConfig
 from pydantic import ValidationError
 
+A, B = {"name": "a", "videos": "a"}, {"name": "b", "file": "b.jsonl", "weight": 2.0}
+
 
 def test_defaults_and_lists_from_toml():
     config = DataConfig(videos="clips", scale_range=[1.0, 2.0])
@@ -28,8 +30,35 @@ def test_defaults_and_lists_from_toml():
         ({"videoz": 1}, "Extra inputs"),
         ({"frames": "29"}, "valid integer"),
         ({"fps": float("nan")}, "finite"),
+        ({"videos": None}, "videos is missing; name a folder of clips, or write one"),
+        ({"sets": [A]}, "videos and sets exclude each other"),
+        ({"videos": None, "sets": [A, B, {**A, "videos": "c"}]}, "two sets have the name 'a'"),
+        ({"videos": None, "sets": [{"name": "a"}]}, "set 'a' has neither videos nor file"),
+        ({"videos": None, "sets": [{**A, "file": "l"}]}, "set 'a' has both videos and file"),
+        ({"videos": None, "sets": [{**A, "weight": 0.0}]}, "greater than 0"),
+        ({"videos": None, "sets": [{**A, "kind": "audio"}]}, "'videos', 'images' or 'both'"),
+        ({"videos": None, "sets": [{**A, "name": "a/b"}]}, "match pattern"),
+        ({"buckets": [[29, 128, 192], [30, 128, 192]]}, r"buckets\[1\] frames is 30, but Wan takes 4k"),
+        ({"buckets": [[29, 100, 192]]}, r"buckets\[0\] height is 100, but it must be a multiple of 16; use 96 or 112"),
+        ({"buckets": [[29, 128, 192], [29, 128, 192]]}, r"buckets has \[29, 128, 192\] twice"),
+        ({"buckets": [[29, 128]]}, "Field required"),
+        ({"buckets": [[29, 128, 192]], "bucket_tokens": 9}, "exclude each other"),
+        ({"max_upscale": 0.5}, "greater than or equal to 1"),
+        ({"workers": 0}, "greater than 0"),
     ],
 )
 def test_refused(change, says):
     with pytest.raises(ValidationError, match=says):
         DataConfig(**{"videos": "clips", **change})
+
+
+def test_sets_survive_toml_and_their_mistakes_are_named(make_config):
+    import tomllib
+    from fpsattention.training.config import ConfigError
+    from fpsattention.training.config_file import check_config, to_toml, tomllib, with_changes
+
+    config = make_config(data={"sets": [A, B], "buckets": [[9, 64, 64], [5, 64, 64]]})
+    assert check_config(tomllib.loads(to_toml(config)), "again") == config
+    assert [one.weight for one in with_changes(config, seed=3).data.sets] == [1.0, 2.0]
+    with pytest.raises(ConfigError, match=r"unknown key data\.sets\.0\.wieght \(did you mean weight\?\)"):
+        make_config(data={"sets": [{**A, "wieght": 1.0}]})
