@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,7 +110,7 @@ def full_disk(folder: Path) -> list[dict]:
             life = Life(table, "none", meddle=lambda _rank, states=states, when=when: _fill(states, when))
             codes = life.end()
             warnings = [line for line in life.said if "not written" in line]
-            kept = any(line == "step-000003" for line in (states / "seen").read_text().split())
+            kept = any(line == "step-000003" for line in (states.parent / "seen").read_text().split())
             same = state_hash(states) == state_hash(folder / "whole" / "states")
             rows.append({
                 "what": f"disk full {when} a save (tmpfs)",
@@ -128,12 +129,8 @@ def _fill(states: Path, when: str) -> None:
     filler = states / "filler"
 
     def take() -> None:
-        with filler.open("wb") as file:
-            try:
-                while True:
-                    file.write(bytes(1 << 14))
-            except OSError:
-                pass
+        left = 1 << 18  # less than a state: its file is begun, not ended
+        filler.write_bytes(bytes(shutil.disk_usage(states).free - left))
 
     def watch() -> None:
         target = states / "step-000006.tmp"
@@ -154,8 +151,8 @@ def _fill(states: Path, when: str) -> None:
 
     def undo(partial, need, error):
         why = real_undo(partial, need, error)
-        (states / "seen").write_text(" ".join(path.name for path in states.glob("step-*")))
         filler.unlink(missing_ok=True)
+        (states.parent / "seen").write_text(" ".join(path.name for path in states.glob("step-*")))
         return why
 
     state._undo = undo
