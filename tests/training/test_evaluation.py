@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from fpsattention.kernels.checkpoint import Header
+from fpsattention.kernels.checkpoint import Header, write_checkpoint
 from fpsattention.kernels.schedule import Schedule
+from fpsattention.training.config import LoraSection
 from fpsattention.training.evaluation import sampling
 from fpsattention.training.evaluation.cli import main
 from fpsattention.training.evaluation.metrics import Lpips, psnr, ssim
@@ -27,6 +28,9 @@ from fpsattention.training.evaluation.request import (
 )
 from fpsattention.training.evaluation.table import Mean, count, time_of
 from fpsattention.training.evaluation.vbench import DIMENSIONS
+from fpsattention.training.lora import add_lora, lora_state
+from fpsattention.training.model import random_model
+from fpsattention.training.names import WanShape
 
 ASSETS = Path(__file__).parents[2] / "training" / "assets"
 TINY = ASSETS / "wan2.1-tiny-t2v.safetensors"
@@ -184,6 +188,29 @@ def test_models_are_named_and_must_be_there(tmp_path):
     ):  # fmt: skip
         with pytest.raises(EvaluationError, match=said):
             read_models(given)
+
+
+def test_a_lora_is_one_more_model_and_its_weights_become_the_model_s(tmp_path):
+    path = tmp_path / "small.safetensors"
+    tiny = random_model(WanShape(128, 64, 1, text_dim=16), 0)
+    torch.nn.init.normal_(tiny.proj_out.weight, std=0.1)
+    add_lora(tiny, LoraSection(rank=2, targets=("self_attn.q", "ffn.2")), 0)
+    for name, parameter in tiny.named_parameters():
+        if name.endswith("lora_B"):
+            torch.nn.init.normal_(parameter, std=0.5)
+    write_checkpoint(path, lora_state(tiny), Header(Schedule.parse("0 fp8 x1 all 2 2"), slots=4))
+    base, adapted = read_models([str(TINY)], [f"joint={path}"])
+    assert (base.lora, adapted.name, adapted.path, adapted.lora) == (None, "joint", base.path, path)
+    assert [m.key for m in make_methods([base, adapted], [])][-1] == "joint.file"
+    x, level, text = torch.randn(1, 16, 2, 4, 4), torch.tensor([500.0]), torch.zeros(1, 1, 16)
+    with torch.no_grad():
+        before = tiny(x, level, text, return_dict=False)[0]
+        sampling.merge_lora(tiny)
+        after = tiny(x, level, text, return_dict=False)[0]
+    assert not any("lora" in name for name, _ in tiny.named_parameters())
+    assert torch.allclose(before, after, atol=1e-5)
+    with pytest.raises(EvaluationError, match="--lora /no/lora: there is no file"):
+        read_models([str(TINY)], ["/no/lora"])
 
 
 def test_numbers_are_written_as_tables_write_them():

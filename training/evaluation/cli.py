@@ -53,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", metavar="[NAME=]FILE", action="append", default=[],
         help="a Wan text-to-video file or folder; more than one: the first, dense, is the reference. "
         "Default: the tiny model that the pack ships")  # fmt: skip
+    add("--lora", metavar="[NAME=]FILE", action="append", default=[],
+        help="repeatable: a LoRA that the trainer wrote; the first model with it is one more model")  # fmt: skip
     add("--vae", metavar="PATH", help="Wan's VAE (default: the tiny one, with the tiny model)")
     add("--prompts", metavar="FILE|TEXT", nargs="+", default=[], help="prompts, or text files with one per line")
     add("--text-encoder", metavar="FOLDER", default="zeros", help="folder of UMT5 and its tokenizer; 'zeros': no text")
@@ -93,7 +95,7 @@ def evaluate(args: argparse.Namespace) -> Path:
     settings = _settings(args)
     out = _folder(args.out)
     device = pick_device(args.device, World())
-    models = read_models(args.model or [str(ASSETS / "wan2.1-tiny-t2v.safetensors")])
+    models = read_models(args.model or [str(ASSETS / "wan2.1-tiny-t2v.safetensors")], args.lora)
     for model in models:
         channels = read_shape(model.path).in_channels
         if channels != 16:

@@ -146,7 +146,7 @@ def _cell(text: str | None, missing: str | None = None) -> str:
 
 def _schedules(methods: Sequence[Method]) -> str:
     return "".join(
-        f"<p class=note>{_(m.title)}: {_(m.model.path.name)}, {m.attention.slots} slots per tile</p>"
+        f"<p class=note>{_(m.title)}: {_(m.model.files)}, {m.attention.slots} slots per tile</p>"
         f"<pre>{_(m.attention.schedule.format())}</pre>"
         for m in methods
     )

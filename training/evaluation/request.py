@@ -28,11 +28,17 @@ class EvaluationError(ValueError):
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model to evaluate: its name in the table, where it lies, and the header that it carries."""
+    """A model to evaluate: its name in the table, where it lies, the header that it carries, and a LoRA on it."""
 
     name: str
     path: Path
     header: Header | None
+    lora: Path | None = None
+
+    @property
+    def files(self) -> str:
+        """The names of its files."""
+        return self.path.name if self.lora is None else f"{self.path.name} with {self.lora.name}"
 
 
 @dataclass(frozen=True)
@@ -72,22 +78,26 @@ class Settings:
         return [(f"{i:03d}_seed{seed}", i, seed) for i in range(len(self.prompts)) for seed in self.seeds]
 
 
-def read_models(given: Sequence[str]) -> list[ModelFile]:
-    """Return the models of ``[NAME=]FILE`` arguments; raises EvaluationError for a missing file or a name twice."""
+def read_models(given: Sequence[str], loras: Sequence[str] = ()) -> list[ModelFile]:
+    """Return the models of ``[NAME=]FILE`` arguments, then the first of them with each LoRA.
+
+    Raises EvaluationError for a missing file or a name twice.
+    """
     models: list[ModelFile] = []
-    for text in given:
+    for text, option in [*((text, "--model") for text in given), *((text, "--lora") for text in loras)]:
         name, equals, rest = text.partition("=")
         path = Path(rest if equals and _NAME.fullmatch(name) else text).expanduser()
         if not path.exists():
-            raise EvaluationError(f"--model {text}: there is no file {path}; check the path")
+            raise EvaluationError(f"{option} {text}: there is no file {path}; check the path")
         label = name if equals and _NAME.fullmatch(name) else path.stem if path.is_file() else path.name
         try:
             header = read_header(path) if path.is_file() else None
         except HeaderError as error:
-            raise EvaluationError(f"--model {text}: {error}") from None
+            raise EvaluationError(f"{option} {text}: {error}") from None
         if any(model.name == label for model in models):
-            raise EvaluationError(f"--model: two models are called '{label}'; give names, as in new={path}")
-        models.append(ModelFile(label, path, header))
+            raise EvaluationError(f"{option}: two models are called '{label}'; give names, as in new={path}")
+        lora = option == "--lora"
+        models.append(ModelFile(label, models[0].path if lora else path, header, path if lora else None))
     return models
 
 

@@ -21,12 +21,13 @@ from ...kernels.checkpoint import HeaderError, read_metadata, write_checkpoint
 from ..attention import attention_state
 from ..files import fingerprint
 from ..flops import forward_flops
+from ..lora import LoraLinear, load_lora
 from ..model import WanTransformer3DModel, autocast, keep_full_precision, load_model, model_shape
 from ..names import HEAD_DIM
 from ..sample import sample, sampling_sigmas
 from ..sparse import latent_grid
 from ..step import model_inputs
-from .request import Method, Settings
+from .request import Method, ModelFile, Settings
 
 _log = logging.getLogger(__name__)
 KEY, FACTS = "evaluation.key", "evaluation.facts"
@@ -75,13 +76,13 @@ def sample_all(
     """Return the latents of every (method's key, clip's name), sampling those that are not in ``out`` already."""
     backends = backends_of(methods, settings, device)
     place = _device_name(device)
-    prints = {method.model.path: fingerprint(method.model.path) for method in methods}
+    prints = {method.model: _identity(method.model) for method in methods}
     found: dict[tuple[str, str], Sampled] = {}
     missing: list[tuple[Method, str, int, int, Path, str]] = []
     for method in methods:
         for name, prompt, seed in settings.clips:
             path = out / "latents" / method.key / f"{name}.safetensors"
-            key = _key(method, settings, prompt, seed, (prints[method.model.path], text_identity, place))
+            key = _key(method, settings, prompt, seed, (prints[method.model], text_identity, place))
             kept = _kept(path, key)
             if kept is None:
                 missing.append((method, name, prompt, seed, path, key))
@@ -91,14 +92,14 @@ def sample_all(
         say(f"{len(found)} of {len(found) + len(missing)} videos are there from an earlier run")
     # One model after the other, whatever the order of the table.
     order = list(prints)
-    missing.sort(key=lambda one: order.index(one[0].model.path))
-    loaded: tuple[Path, WanTransformer3DModel] | None = None
+    missing.sort(key=lambda one: order.index(one[0].model))
+    loaded: tuple[ModelFile, WanTransformer3DModel] | None = None
     warm: set[str] = set()
     with tqdm(total=len(missing) * settings.steps, desc="sampling", unit="step", disable=not missing) as bar:
         for method, name, prompt, seed, path, key in missing:
-            if loaded is None or loaded[0] != method.model.path:
+            if loaded is None or loaded[0] is not method.model:
                 loaded = None  # the old model's memory goes before the new one comes
-                loaded = (method.model.path, _load(method, settings, device))
+                loaded = (method.model, _load(method.model, settings, device))
             bar.set_postfix_str(f"{method.title}, prompt {prompt + 1}, seed {seed}")
             if method.key not in warm and device.type == "cuda":
                 _warm_up(loaded[1], method, settings, texts[prompt])
@@ -108,6 +109,10 @@ def sample_all(
             write_checkpoint(path, {"latents": latents}, extra_metadata={KEY: key, FACTS: json.dumps(facts)})
             found[method.key, name] = Sampled(path, key, facts)
     return found
+
+
+def _identity(model: ModelFile) -> str:
+    return " ".join(fingerprint(path) for path in (model.path, model.lora) if path is not None)
 
 
 def _device_name(device: torch.device) -> str:
@@ -139,8 +144,11 @@ def _kept(path: Path, key: str) -> Sampled | None:
         return None
 
 
-def _load(method: Method, settings: Settings, device: torch.device) -> WanTransformer3DModel:
-    model = load_model(method.model.path).requires_grad_(False)
+def _load(file: ModelFile, settings: Settings, device: torch.device) -> WanTransformer3DModel:
+    model = load_model(file.path).requires_grad_(False)
+    if file.lora is not None:
+        load_lora(model, file.lora)
+        merge_lora(model)
     keep_full_precision(model)
     if settings.dtype == "bf16":  # else autocast would cast the weights again in every step, which inference does not
         for block in model.blocks:
@@ -148,6 +156,17 @@ def _load(method: Method, settings: Settings, device: torch.device) -> WanTransf
                 if isinstance(module, nn.Linear):
                     module.to(torch.bfloat16)
     return model.to(device).eval()
+
+
+@torch.no_grad()
+def merge_lora(model: nn.Module) -> None:
+    """Add a model's adapters to its weights: videos are sampled without the time that adapters take."""
+    for layer in list(model.modules()):
+        if isinstance(layer, LoraLinear):
+            layer.weight += layer.lora_scale * (layer.lora_B.float() @ layer.lora_A.float())
+            layer.__class__ = nn.Linear
+            del layer.lora_A, layer.lora_B
+    model.requires_grad_(False)
 
 
 @torch.no_grad()

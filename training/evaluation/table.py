@@ -96,7 +96,7 @@ def write_tables(rows: Sequence[Row], clips: Sequence[Clip], settings: Settings,
         means = (row.psnr, row.ssim, row.lpips)
         writer.writerow(
             [
-                row.method.title, row.method.model.path.name, *("" if m is None else f"{m.value:.6g}" for m in means),
+                row.method.title, row.method.model.files, *("" if m is None else f"{m.value:.6g}" for m in means),
                 *map(_plain, (row.imaging, row.subject, row.density, row.flops, row.latency, row.speedup)), row.videos,
                 *("" if m is None or m.error is None else f"{m.error:.3g}" for m in means), row.backend,
             ]
