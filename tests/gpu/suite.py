@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from fpsattention.kernels.bench.store import newest, published  # noqa: E402
 
-PARTS = ("smoke", "bench", "tests", "model", "tune", "sanitize", "report")
+PARTS = ("smoke", "bench", "tests", "model", "train", "tune", "sanitize", "report")
 TAIL = 4000
 
 
@@ -74,6 +74,13 @@ def steps(options: argparse.Namespace, results: Path) -> list[Step]:
         named = ("--model", model, "--resolution", resolution, "--schedule", schedule, "--linears", "fp8")
         compiled = () if standin else ("--compile",)
         found.append(Step("model", f"step-{model}-{schedule}", ours(*named, *compiled), 600))
+    train = (sys.executable, "-m", "training.throughput")
+    if standin:
+        train += ("--problem", "small", "--device", "cpu", "--rounds", "2", "--results", str(results / "train"))
+    else:
+        train += ("--problem", "1.3b", "--device", "cuda", "--seconds", "240")
+        train += ("--results", str(options.results / "train")) if options.results else ()
+    found.append(Step("train", "training-step", train, 600))
     found.append(Step("tune", "tune", ours("--tune"), 600))
     tool = shutil.which("compute-sanitizer")
     small = (sys.executable, "tests/gpu/small.py")
