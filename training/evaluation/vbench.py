@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ..files import replace_file
 from .measure import Clip
 from .request import Method
@@ -51,7 +53,7 @@ def vbench_scores(methods: Sequence[Method], clips: Sequence[Clip], out: Path, d
         kept = _kept(note, digest.hexdigest())
         if kept is None:
             try:
-                judge = VBench(device, str(info), str(place))
+                judge = VBench(torch.device(device), str(info), str(place))
                 judge.evaluate(
                     videos_path=str(folder), name=method.key, dimension_list=list(DIMENSIONS), mode="custom_input"
                 )
