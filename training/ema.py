@@ -49,12 +49,6 @@ class Ema:
             for name in done:
                 self._exchange(name)
 
-    def keep(self) -> None:
-        """Leave the averages in the model for good; ``tensors`` holds the trained weights from then on."""
-        _reshard(self._model)
-        for name in self._parameters:
-            self._exchange(name)
-
     @torch.no_grad()
     def keep(self) -> None:
         """Leave the averages in the model for good; the trained weights are gone."""

@@ -33,7 +33,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Pass:
-    """The samples of one forward; ``counts`` is False for a repeat that only keeps a process in step with the others."""
+    """The samples of one forward; without ``counts`` a repeat that only keeps a process in step with the others."""
 
     places: tuple[Place, ...]
     counts: bool = True

@@ -29,9 +29,9 @@ class Teacher:
     def velocity(self, inputs: Sequence[torch.Tensor], sigma: float, latent_shape: Sequence[int]) -> torch.Tensor:
         """Return the dense prediction (B, 16, T, H, W) for the same inputs; call it outside the student's step."""
         device = inputs[0].device
-        with self.without(), _eval(self.model):
-            with attention_state(self.model).step(DENSE, sigma, latent_shape), autocast(device, self.dtype):
-                return self.model(*inputs, return_dict=False)[0].float()
+        densely = attention_state(self.model).step(DENSE, sigma, latent_shape)
+        with self.without(), _eval(self.model), densely, autocast(device, self.dtype):
+            return self.model(*inputs, return_dict=False)[0].float()
 
 
 def frozen_copy(model: WanTransformer3DModel) -> WanTransformer3DModel:

@@ -13,14 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from fpsattention.training import loop
+from fpsattention.training import step
+from fpsattention.training.assemble import assemble
 from fpsattention.training.config import ConfigError
 from fpsattention.training.distributed import World
 from fpsattention.training.flow import draw
 from fpsattention.training.journal import read_records
-from fpsattention.training.loop import NonFiniteError, backward, batch_indices, fit
+from fpsattention.training.loop import NonFiniteError, fit
 from fpsattention.training.model import starting_model
+from fpsattention.training.passes import Pass, deal
 from fpsattention.training.sparse import DENSE
+from fpsattention.training.step import forward_backward, plan_step
 from fpsattention.training.stopping import StopFlag
 from fpsattention.training.validation import validate
 
@@ -45,34 +48,26 @@ def test_two_runs_that_differ_in_attention_see_the_same_data(make_config, sample
 
 
 def test_gradient_of_a_batch_is_the_mean_over_its_samples(make_config, samples):
-    config = make_config(attention__schedule="0.8 fp8 x1 all 2 2\n0 dense")
-    attention = config.attention.resolved()
+    config = make_config(attention__schedule="0.8 fp8 x1 all 2 2\n0 dense", optim__global_batch=5)
     model = starting_model(config.model, 0)
     torch.nn.init.normal_(model.proj_out.weight, std=0.02)
-    draws = [draw(samples[i], config.flow.resolved(), 0, 0, i) for i in range(5)]
-    assert len({attention.phase(d.sigma) for d in draws}) == 2
+    run = assemble(config, World(), torch.device("cpu"), model)
+    places, _ = plan_step(run, 0, samples)
+    assert len({place.phase for place in places}) == 2
 
-    def gradient(groups):
+    def gradient(passes):
         model.zero_grad(set_to_none=True)
-        for group in groups:
-            backward(config, model, attention, group, len(draws), torch.device("cpu"))
+        for one in passes:
+            draws = [draw(samples[p.index], config.flow.resolved(), 0, p.epoch, p.index) for p in one.places]
+            assert [d.sigma for d in draws] == [p.sigma for p in one.places]  # foretold without reading
+            forward_backward(run, draws, len(places), counts=one.counts)
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
-    together, alone = gradient([draws]), gradient([[d] for d in draws])
-    assert (together - alone).norm() <= 1e-5 * alone.norm()
-
-
-def test_ranks_share_a_global_batch(make_config):
-    one = make_config(optim__batch=1, optim__global_batch=4)
-    two = make_config(optim__batch=2, optim__global_batch=4)
-    for step in range(5):
-        whole = batch_indices(one, step, 7, World())
-        parts = [batch_indices(two, step, 7, World(rank, 2)) for rank in (0, 1)]
-        assert sorted(whole) == sorted(parts[0] + parts[1])
-    seen = [pair for step in range(7) for pair in batch_indices(one, step, 7, World())]
-    assert sorted(i for epoch, i in seen if epoch == 0) == list(range(7))
-    with pytest.raises(ValueError, match="training part of the data is empty"):
-        batch_indices(one, 0, 0, World())
+    together = gradient(deal(places, 5, 1)[0])
+    alone = gradient([Pass((place,)) for place in places])
+    shared = [gradient(passes) for passes in deal(places, 2, 2)]  # one process more than the passes need: a repeat
+    for other in (alone, shared[0] + shared[1]):
+        assert (together - other).norm() <= 1e-5 * together.norm()
 
 
 @pytest.mark.parametrize("ema", [None, {"decay": 0.8}])
@@ -152,27 +147,6 @@ def test_kill_dash_nine_anywhere_then_resume_gives_the_same_weights(table, tmp_p
     assert last == expected
 
 
-@pytest.mark.slow
-def test_two_ranks_under_torchrun_train_as_one(table, tmp_path):
-    table["optim"] |= {"batch": 1, "global_batch": 2}
-    logs = []
-    for name, ranks in (("one", 1), ("two", 2)):
-        table["optim"]["accumulate"] = 2 // ranks
-        table["output"]["dir"], table["checkpoint"]["dir"] = str(tmp_path / name), str(tmp_path / name / "checkpoints")
-        file = tmp_path / f"{name}.json"
-        file.write_text(json.dumps(table))
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if ranks == 2 else []
-        done = subprocess.run(
-            [sys.executable, *launcher, str(CHILD), str(file), "none"], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        hashes = [line for line in done.stdout.splitlines() if line.startswith("hash ")]
-        assert len(hashes) == ranks and len(set(hashes)) == 1  # the ranks end with the same weights
-        logs.append([json.loads(line) for line in (tmp_path / name / "loss.jsonl").read_text().splitlines()])
-    one, two = ([record["loss"] for record in log] for log in logs)
-    assert one == pytest.approx(two, rel=1e-5)
-
-
 def test_sigterm_saves_and_exits_with_75(table, tmp_path):
     table["optim"]["steps"] = 5000
     table["checkpoint"]["every"] = 0
@@ -190,7 +164,7 @@ def test_sigterm_saves_and_exits_with_75(table, tmp_path):
 
 def test_a_bad_step_changes_nothing_and_repeated_ones_end_the_run(make_config, samples, weights_hash, monkeypatch):
     config = make_config(optim__nonfinite_limit=2)
-    real = loop.velocity_loss
+    real = step.velocity_loss
     bad_steps: set[int] = set()
     calls = []
 
@@ -199,11 +173,11 @@ def test_a_bad_step_changes_nothing_and_repeated_ones_end_the_run(make_config, s
         return real(out, latent, noise) * (float("nan") if state["step"] in bad_steps else 1.0)
 
     state = {"step": 0}
-    monkeypatch.setattr(loop, "velocity_loss", sometimes_nan)
+    monkeypatch.setattr(step, "velocity_loss", sometimes_nan)
     hashes = []
 
-    def remember(step, record):
-        state["step"] = step
+    def remember(number, record):
+        state["step"] = number
         hashes.append((record["loss"], record["norm"]))
 
     bad_steps |= {2, 4}
