@@ -15,6 +15,7 @@ import torch
 
 from .peers import Peers
 from .pieces import Piece
+from .state import SnapshotError
 
 
 def start_moments(optimizer: torch.optim.Optimizer) -> None:
@@ -89,6 +90,8 @@ def wanted_moments(
                 continue
             if f"{slot}/{name}" in stored:
                 _want_plain(wanted, f"{slot}/{name}", piece)
+            elif f"{slot}.scale/{name}" not in stored:
+                raise SnapshotError(f"the state holds no '{slot}' of {name}; go on with the optimizer that it was from")
             else:
                 runs = torch.Size(piece.size).numel() // stored[f"{slot}.scale/{name}"][0][0]
                 _want_coded(wanted, slot, name, piece, runs)

@@ -6,6 +6,7 @@ number of processes takes the parts that it needs.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
+    Metadata,
     MetadataIndex,
     TensorProperties,
     TensorStorageMetadata,
@@ -73,7 +75,8 @@ def write_pieces(folder: Path, pieces: Mapping[str, Piece], group: dist.ProcessG
 
     Raises PiecesError on all of them when the disk fails one.
     """
-    writer = dcp.FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
+    # Without copying ahead: that would open a context on the first GPU from a thread of every process.
+    writer = dcp.FileSystemWriter(folder, single_file_per_rank=True, sync_files=True, per_thread_copy_ahead=0)
     try:
         dcp.save({}, storage_writer=writer, planner=_Writing(pieces), process_group=group, no_dist=group is None)
     except CheckpointException as error:
@@ -89,21 +92,32 @@ def read_pieces(folder: Path, pieces: Mapping[str, Piece]) -> None:
 
     Raises PiecesError when torch cannot, KeyError for a name that is not stored.
     """
-    reader = dcp.FileSystemReader(folder)
     try:
-        dcp.load({}, storage_reader=reader, planner=_Reading(pieces), no_dist=True)
+        dcp.load({}, storage_reader=_Folder(folder), planner=_Reading(pieces), no_dist=True)
     except CheckpointException as error:
         raise PiecesError(_said(error)) from error
 
 
 def stored_tensors(folder: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Return size and dtype of every tensor in a folder, by name."""
-    found = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    found = _Folder(folder).read_metadata().state_dict_metadata
     return {
         name: (tuple(tensor.size), tensor.properties.dtype)
         for name, tensor in found.items()
         if isinstance(tensor, TensorStorageMetadata)
     }
+
+
+class _Folder(dcp.FileSystemReader):
+    """A folder whose table of contents is read once, however many tensors are asked for one by one."""
+
+    def read_metadata(self, *_args, **_kwargs) -> Metadata:
+        return _contents(str(self.path), (Path(self.path) / ".metadata").stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _contents(folder: str, _changed: int) -> Metadata:
+    return dcp.FileSystemReader(folder).read_metadata()
 
 
 class _Writing(DefaultSavePlanner):

@@ -1,6 +1,6 @@
 """What a run survives, tried for real on a tiny model: kill -9, a full disk, SIGTERM, NaN, another process count.
 
-python tests/training/robustness.py --kills 50 [--write docs/robustness] [--seed 0]
+python tests/training/robustness.py --kills 50 [--parts disk,nan,...] [--write docs/robustness] [--seed 0]
 
 Prints a table and, with --write, keeps it as .md and .json. Exits with 1 if anything was lost.
 """
@@ -28,6 +28,7 @@ import torch
 from robustness_life import Life, is_finite, is_saving, newest, settings, state_hash, wait_for_save
 
 CHILD = Path(__file__).with_name("child.py")
+PARTS = ("disk", "nan", "counts", "sigterm", "kills", "kills-of-two")
 
 
 def kills(folder: Path, count: int, chance: random.Random, size: int = 1) -> dict:
@@ -280,6 +281,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--kills-of-two", type=int, default=8, help="kills of a run of two processes")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"which of {', '.join(PARTS)}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", metavar="NAME", help="keep the table as NAME.md and NAME.json")
     args = parser.parse_args()
@@ -288,19 +290,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         root, rows = Path(name), []
 
-        def add(found: dict | list[dict]) -> None:
-            for row in found if isinstance(found, list) else [found]:
+        parts = {
+            "disk": lambda: full_disk(root / "disk"),
+            "nan": lambda: [not_finite(root, 1), not_finite(root, 2)],
+            "counts": lambda: [process_counts(root / "counts")],
+            "sigterm": lambda: sigterm(root / "sigterm", chance),
+            "kills": lambda: [kills(root / "kills", args.kills, chance)],
+            "kills-of-two": lambda: [kills(root / "kills-of-two", args.kills_of_two, chance, size=2)],
+        }
+        for part in args.parts.split(","):
+            for row in parts[part]():
                 print(as_table([row]).splitlines()[-1], flush=True)
                 rows.append(row)
-
-        add(full_disk(root / "full"))
-        add(not_finite(root, 1))
-        add(not_finite(root, 2))
-        add(process_counts(root / "counts"))
-        add(sigterm(root / "sigterm", chance))
-        add(kills(root / "kills", args.kills, chance))
-        if args.kills_of_two:
-            add(kills(root / "kills-2", args.kills_of_two, chance, size=2))
     if args.write:
         text = (
             "# What a run survives\n\nTried on a tiny model (CPU, gloo) by `python tests/training/robustness.py "
