@@ -53,7 +53,6 @@ def test_refused(change, says):
 
 
 def test_sets_survive_toml_and_their_mistakes_are_named(make_config):
-    import tomllib
     from fpsattention.training.config import ConfigError
     from fpsattention.training.config_file import check_config, to_toml, tomllib, with_changes
 
