@@ -25,7 +25,7 @@ GIB = 2**30
 CONTEXT = int(0.7 * GIB)
 COMMUNICATION = int(0.5 * GIB)
 FRAGMENTATION = 0.04
-# FSDP2 gathers the next block while one runs, and reduces the last one's gradient while the next one's is made.
+# FSDP2 gathers the next block while one runs.
 IN_FLIGHT = 2
 # Bytes per number of the largest parameter that AdamW with 8-bit moments unpacks for a moment. Compiled, which it is on
 # a GPU, it needs none of them; this is the plain form, measured.
@@ -227,7 +227,8 @@ class _Weights:
         numbers = sum(math.prod(size) for size in trained if len(size) >= 2)
         kept = blocks if self.config.activation_checkpointing == "none" else 1
         cast = 2 * numbers * kept if dtype == "bf16" else 0
-        on_the_way = 4 * sum(math.prod(size) for size in trained) * (IN_FLIGHT if self.spread.sharded else 1)
+        # At the fullest, when a block has been recomputed, the gradient of the one before is still being reduced.
+        on_the_way = 4 * sum(math.prod(size) for size in trained)
         if not self.spread.sharded:
             # A plain gradient is at once where it stays; before that, one matrix of it is in bf16.
             on_the_way = 2 * max(math.prod(size) for size in trained) if dtype == "bf16" else 0

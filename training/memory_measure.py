@@ -33,13 +33,17 @@ SHAPES = ((1536, 8960), (5120, 13824), (3072, 8960))
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of every tensor storage that is made while inside, for as long as it lives."""
+    """Counts the bytes of every tensor storage that is made while inside, for as long as it lives.
 
-    def __init__(self) -> None:
+    ``resizes``: look at every storage after every op, because FSDP2 empties its gathered ones without ending them.
+    """
+
+    def __init__(self, *, resizes: bool = False) -> None:
         super().__init__()
+        self.resizes = resizes
         self.now = self.peak = 0
         self.trace: list[tuple[str, int]] = []
-        self._alive: dict[int, weakref.ref] = {}
+        self._alive: dict[int, tuple[weakref.ref, int]] = {}
 
     def add(self, tensors: Iterable[object]) -> None:
         """Count tensors that were there before, or that an op has made."""
@@ -55,8 +59,19 @@ class Live(TorchDispatchMode):
             if key in self._alive:
                 continue
             self.now += storage.nbytes()
-            self._alive[key] = weakref.ref(storage, self._forget(key, storage.nbytes()))
+            size = storage.nbytes()
+            self._alive[key] = (weakref.ref(storage, self._forget(key, size)), size)
+        if not self.resizes:
+            self.peak = max(self.peak, self.now)
+
+    def recount(self) -> None:
+        """Take every storage at the size that it has now."""
+        alive = {key: (storage, storage.nbytes()) for key, (ref, _) in self._alive.items() if (storage := ref())}
+        self.now = sum(size for _, size in alive.values())
         self.peak = max(self.peak, self.now)
+        for key, (storage, size) in alive.items():
+            if self._alive[key][1] != size:
+                self._alive[key] = (weakref.ref(storage, self._forget(key, size)), size)
 
     def _forget(self, key: int, size: int):
         def forget(_) -> None:
@@ -69,6 +84,8 @@ class Live(TorchDispatchMode):
         """Run the op and count what it returns."""
         out = op(*args, **(kwargs or {}))
         self.add(tree_leaves(out))
+        if self.resizes:
+            self.recount()
         self.trace.append((str(op), self.now))
         return out
 

@@ -7,7 +7,7 @@ import torch
 from fpsattention.kernels.grid import TokenGrid
 from fpsattention.training.assemble import assemble
 from fpsattention.training.config import LoraSection
-from fpsattention.training.distributed import World
+from fpsattention.training.distributed import World, open_world
 from fpsattention.training.memory import MOMENTS, plan_memory
 from fpsattention.training.memory_constants import CUDA, OUTSIDE, UNFUSED
 from fpsattention.training.memory_measure import Case, Live, block_cost, measure, outside_cost
@@ -67,6 +67,18 @@ def test_full_size_within_five_percent(make_config, dtype, recompute, lora):
     assert predicted == pytest.approx(found.weights + found.backward_peak, rel=0.05)
 
 
+def sample(number: int, size: tuple[int, int, int]) -> dict:
+    """A random latent (16, T, H, W) with a text of one token."""
+    generator = torch.Generator().manual_seed(number)
+    return {"latent": torch.randn(16, *size, generator=generator), "text": torch.zeros(1, 16), "name": str(number)}
+
+
+def train(run, samples: list[dict]) -> None:
+    """Take one step."""
+    places, passes = plan_step(run, run.step, samples)
+    train_step(run, places, passes, [samples[place.index] for one in passes for place in one.places])
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -85,11 +97,7 @@ def test_a_real_step_of_a_small_model_within_ten_percent(make_config, changes):
         model__dim=256, model__ffn_dim=1024, model__layers=3, optim__batch=1, data__height=256, data__width=256,
         data__frames=13, attention__schedule="0 fp8 x1 all 8 8", **changes,
     )  # fmt: skip
-    generator = torch.Generator().manual_seed(0)
-    samples = [
-        {"latent": torch.randn(16, 4, 32, 32, generator=generator), "text": torch.zeros(1, 16), "name": str(i)}
-        for i in range(4)
-    ]
+    samples = [sample(i, (4, 32, 32)) for i in range(4)]
     live = Live()
     with live:
         model = random_model(shape, 0)
@@ -97,10 +105,37 @@ def test_a_real_step_of_a_small_model_within_ten_percent(make_config, changes):
         live._alive.clear()
         live.add(model.parameters())
         run = assemble(config, World(), torch.device("cpu"), model)
-        for step in range(2):
+        for _ in range(2):
             live.peak = live.now
-            places, passes = plan_step(run, step, samples)
-            train_step(run, places, passes, [samples[place.index] for one in passes for place in one.places])
+            train(run, samples)
     predicted = plan_memory(config, shape, grid, cuda=False, text=1)
     # The reference's tile copies are made inside one op, where nothing looks.
     assert predicted.total == pytest.approx(live.peak, rel=0.1), predicted
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["all weights", "LoRA"])
+def test_an_offloaded_step_is_bounded_closely(make_config, lora):
+    """On a CPU both memories are one: what is gathered and computed with, and what waits."""
+    grid, shape = TokenGrid(2, 16, 16), WanShape(512, 2048, 4, text_dim=16)
+    config = make_config(
+        model__dim=512, model__ffn_dim=2048, model__layers=4, dtype="bf16", activation_checkpointing="full",
+        optim__batch=1, parallel__offload=True, data__height=256, data__width=256, data__frames=5,
+        attention__schedule="0 fp8 x1 all 8 8", **({"lora": {"rank": 8}} if lora else {}),
+    )  # fmt: skip
+    world = open_world("cpu", config.parallel)
+    try:
+        live = Live(resizes=True)
+        with live:
+            model = random_model(shape, 0)
+            live._alive.clear()
+            live.add(model.parameters())
+            run = assemble(config, world, torch.device("cpu"), model)
+            del model
+            for _ in range(2):
+                live.recount()
+                live.peak = live.now
+                train(run, [sample(i, (2, 32, 32)) for i in range(4)])
+    finally:
+        world.close()
+    plan = plan_memory(config, shape, grid, cuda=False, text=1)
+    assert 0.95 * live.peak <= plan.total + sum(plan.cpu.values()) <= 1.2 * live.peak
