@@ -231,8 +231,11 @@ def _set_random(states: dict[str, torch.Tensor]) -> None:
 
 def _not_finite(pieces: dict[str, Piece], peers: Peers) -> str | None:
     """Return the name of a tensor that holds infinities or NaN on any process, None if there is none."""
-    floats = [(name, piece.local) for name, piece in pieces.items() if piece.local.is_floating_point()]
-    checks = [torch.isfinite(local).all() for _, local in floats]
+    floats = [
+        (name, piece.local) for name, piece in pieces.items() if piece.local.is_floating_point() and piece.local.numel()
+    ]
+    # One pass without temporaries: both ends are NaN if any value is.
+    checks = [torch.isfinite(torch.stack(local.aminmax())).all() for _, local in floats]
     bad = None
     if checks and not bool(torch.stack([check.to(checks[0].device) for check in checks]).all()):
         bad = next(name for (name, _), check in zip(floats, checks) if not bool(check))
