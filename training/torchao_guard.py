@@ -29,7 +29,7 @@ def torchao(part: str, setting: str) -> ModuleType:
         if error.name is None or error.name.split(".")[0] != "torchao":
             raise
         raise ConfigError(
-            f"{setting} needs torchao, which is not installed; pip install 'torchao>=0.15', or leave {setting} out"
+            f"{setting} needs torchao, which is not installed; pip install 'torchao>=0.18', or leave {setting} out"
         ) from None
 
 
