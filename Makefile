@@ -1,7 +1,10 @@
 # make demo   the main job end to end, on real input (five to seven minutes on two cores)
 # make test   every test; what needs a GPU or ComfyUI skips with its reason
+# make study-base   fetches the study's clips and trains the small base that its arms share (25 minutes on a core)
+# make study  the fidelity study: results, report and plots (ARGS="--budget 3600" stops in time, the next call goes on)
 # make gpu-smoke   on a machine with a CUDA card, run this first: every kernel once, checked, in three minutes
-# make gpu    what needs a CUDA card: benchmark, tests, whole step, sanitizer (BUDGET=seconds, PARTS=bench,tests,...)
+# make gpu    what needs a CUDA card: benchmark, tests, whole step, training step, sanitizer (BUDGET=seconds,
+#             PARTS=bench,tests,train,...)
 # make wheels what the benchmark can use beside torch, as wheels for a machine without network, into .wheels/
 #
 # The GPU targets also run where there is no virtual environment and no network: make gpu RUN=python3
@@ -23,10 +26,17 @@ RESULTS ?=
 STANDIN ?=
 SUITE  := --budget $(BUDGET) $(if $(PARTS),--parts $(PARTS)) $(if $(RESULTS),--results $(RESULTS)) $(if $(STANDIN),--standin)
 
-.PHONY: demo test lint gpu gpu-smoke wheels embedded clean
+.PHONY: demo study-base study test lint gpu gpu-smoke wheels embedded clean
 
 demo: $(VENV)/.trainer
 	$(RUN) -m training.demo $(if $(CLIP),--clip $(CLIP)) $(ARGS)
+
+study-base: $(VENV)/.trainer
+	$(RUN) -m training.studies clips
+	$(RUN) -m training.run --config training/configs/study-base.toml --resume auto
+
+study: $(VENV)/.trainer
+	$(RUN) -m training.studies run $(ARGS)
 
 test: $(VENV)/.tests
 	$(RUN) -m ruff check .
