@@ -118,8 +118,6 @@ def memory_lines(plan: Plan, processes: int, cuda: bool) -> list[str]:
     if plan.cpu:
         lines.append(f"             {_size(sum(plan.cpu.values()))} of CPU memory for each process, offloaded:")
         lines += [_part(name, size, plan) for name, size in sorted(plan.cpu.items(), key=lambda part: -part[1])]
-    if plan.loading:
-        lines.append(f"             {_size(plan.loading)} of CPU memory for each process while it loads the weights")
     return lines
 
 

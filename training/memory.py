@@ -43,8 +43,6 @@ class Plan:
     gpu: Mapping[str, int]
     cpu: Mapping[str, int]
     moments: Mapping[str, int]
-    loading: int
-    """Bytes of the CPU's memory while weights are read, before anything else is there."""
     assumed: frozenset[str] = field(default=frozenset(("context", "communication", "allocator")))
 
     @property
@@ -127,7 +125,7 @@ def plan_memory(
     cpu = {}
     if spread.offload:
         cpu = {**steady, "gradients": weights.gradients, "optimizer's scratch": weights.scratch}
-    return Plan(fullest, _present(moments[fullest]), _present(cpu), sums, weights.loading)
+    return Plan(fullest, _present(moments[fullest]), _present(cpu), sums)
 
 
 def saved_bytes(config: RunConfig, shape: WanShape) -> tuple[int, int]:
@@ -164,9 +162,6 @@ class _Weights:
         self.frozen = {} if config.lora is None else self.tensors
         self.adapters = adapters
         self.numbers = sum(math.prod(size) for size in trainable.values())
-        # Every process reads the whole model in float32, and a teacher from its own file or as a copy, before sharing.
-        copies = 2 if config.loss.teacher and (config.lora is None or config.loss.teacher_path is not None) else 1
-        self.loading = copies * 4 * shape.parameters
         self.gradients = sum(self._share(size) for size in trainable.values()) * 4
         last = ("blocks.0.", "patch_", "text_", "time_", "img_")
         self.unmade = sum(self._share(size) for name, size in trainable.items() if name.startswith(last)) * 4

@@ -78,16 +78,13 @@ def page() -> str:
         f"and {FRAGMENTATION:.0%} of all tensors for the allocator. No GPU has confirmed the sums yet;",
         "`make gpu PARTS=train` compares them with what CUDA reports.",
         "",
-        "| run | recipe | GPU memory | of | CPU memory per process | while loading |",
-        "|---|---|---|---|---|---|",
+        "| run | recipe | GPU memory | of | CPU memory per process |",
+        "|---|---|---|---|---|",
     ]
     plans = [(row, row.plan()) for row in ROWS]
     for row, plan in plans:
         offloaded = f"{sum(plan.cpu.values()) / GIB:.1f}" if plan.cpu else "-"
-        lines.append(
-            f"| {row.title} | `{row.recipe}` | {plan.total / GIB:.1f} | {row.gigabytes:g} | {offloaded} "
-            f"| {plan.loading / GIB:.1f} |"
-        )
+        lines.append(f"| {row.title} | `{row.recipe}` | {plan.total / GIB:.1f} | {row.gigabytes:g} | {offloaded} |")
     for row, plan in plans:
         lines += ["", f"## {row.title}", ""]
         lines += [f"`{row.recipe}.toml`" + "".join(f" `--set {change}`" for change in row.changes) + ". "]
