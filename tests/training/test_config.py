@@ -25,7 +25,7 @@ def test_embedded_default_is_the_tiny_one():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"optim__lrr": 3}, r"unknown key optim.lrr \(did you mean lr\?\); known here: lr, betas"),
+        ({"optim__lrr": 3}, r"unknown key optim.lrr \(did you mean lr\?\); known here: name, lr, betas"),
         ({"trainer": {}}, r"unknown key trainer; known here: seed, device"),
         ({"optim__lr": "fast"}, "optim.lr is 'fast': input should be a valid number"),
         ({"optim__steps": True}, "optim.steps is True: input should be a valid integer"),
