@@ -63,10 +63,17 @@ def _eight_bit_class() -> type[torch.optim.Optimizer]:
         def _new_buffer(self, p: torch.Tensor, signed: bool) -> torch.Tensor:
             # What is quantized must not depend on how many processes share the parameter, or a state saved by some
             # would not fit others.
-            local = p.to_local() if hasattr(p, "to_local") else p
-            if holds_eight_bits(p) and local.numel():
-                return super()._new_buffer(p, signed)
-            return torch.zeros_like(p)
+            sharded = hasattr(p, "to_local")
+            local = p.to_local() if sharded else p
+            if not holds_eight_bits(p) or not local.numel():
+                return torch.zeros_like(p)
+            moment = self._subclass_zeros(local, signed, self.block_size)
+            if sharded:
+                from torch.distributed.tensor import DTensor
+
+                place = {"shape": p.shape, "stride": p.stride(), "run_check": False}
+                moment = DTensor.from_local(moment, p.device_mesh, p.placements, **place)
+            return moment.to(p.device)
 
         def step(self, closure=None):
             """Take one step and return the closure's loss; rates stay the plain numbers that they were."""
