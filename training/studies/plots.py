@@ -110,7 +110,7 @@ def plot_quantization(results: Mapping[float, Mapping[str, Any]], path: Path) ->
         for color, granularity in zip(COLORS, GRANULARITIES):
             for form, style in (("e4m3", "-"), ("int8", "--")):
                 values = [results[s]["inputs"][kind][f"{form}, {granularity}, dense"]["snr"] for s in sigmas]
-                axis.plot(sigmas, values, style, color=color, label=f"{granularity}, {form}")
+                axis.plot(sigmas, values, style, color=color, label=f"{granularity}, {form.replace('int', 'INT')}")
         axis.invert_xaxis()
         std = np.mean([results[s]["inputs"][kind]["logits"]["std"] for s in sigmas])
         axis.set(xlabel="sigma", title=f"{kind} (logit std {std:.1f})")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import plan, plots, tables
-from .results import Results, load_results
+from .results import Results, Row, load_results
 from .statistics import SMALLEST_GAP
 
 GOAL = {"cpu": 0.70, "h200": 0.95}
@@ -64,6 +65,7 @@ def markdown(results: Results, stem: str) -> str:
     sections = [
         _head(results),
         _conditions(results, stem),
+        _pairs(results, [*rates, *losses, *core, *density, *direction]),
         "## a. Core: joint fine-tuning at 15 % density",
         _core(results, core, stem),
         "### What was tried for the core: learning rate, steps, loss, ramp",
@@ -90,7 +92,8 @@ def markdown(results: Results, stem: str) -> str:
         tables.quantization_table(results),
         tables.quantization_sentences(results),
         f"![SNR by granularity]({stem}-granularity.png)" if results.quantization() else "",
-        "Per noise level, the base's own inputs, against exact dense attention:",
+        "Per noise level, the base's own inputs, against exact dense attention. Sparse is the core's window, which is "
+        "smaller at low noise:",
         tables.step_table(results),
         f"![errors per noise level]({stem}-steps.png)" if results.quantization() else "",
         "## What falls short",
@@ -123,19 +126,29 @@ def _conditions(results: Results, stem: str) -> str:
         f"tiles of {' x '.join(map(str, results.size.tile))} tokens; FP8 with a scale per tile.",
         f"- Clips: {', '.join(facts['clips'])}; {facts['training_samples']} training samples; validation on "
         f"{facts['held_out_samples']} samples of the clips' held-out ends: unseen time, not unseen content.",
-        f"- {facts['machine']}, {facts['threads']} thread, torch {facts['torch']}; put together at commit {facts['commit']}, "
-        f"{facts['date']}.",
+        f"- {facts['machine']}, {facts['threads']} thread, torch {facts['torch']}; put together at commit "
+        f"{facts['commit']}, {facts['date']}.",
         f"- Base: {start}; its file's SHA-256 begins {base['sha256'][:12]}.",
     ]
     if len(curve) > 1:
         (before, earlier), (last, final) = curve[-2:]
         change = final / earlier - 1
-        flat = "flat" if abs(change) < 0.003 else "**not flat**: the base had not converged, so D goes on improving"
+        flat = "flat" if abs(change) < 0.003 else "**not flat**: the base had not converged"
         lines.append(
             f"- Held-out loss of the base: {', '.join(f'{value:.4f} ({step})' for step, value in curve)}; "
             f"{tables.percent(change)} from step {before} to {last}, which is {flat}."
         )
-    return "\n".join([lines[0], "", *lines[1:]])
+    picture = [f"\n![held-out loss of the base]({stem}-base.png)"] if len(curve) > 1 else []
+    return "\n".join([lines[0], "", *lines[1:], *picture])
+
+
+def _pairs(results: Results, rows: Sequence[Row]) -> str:
+    unpaired = results.unpaired(rows)
+    if unpaired:
+        return f"**Not paired**, so not comparable: {'; '.join(unpaired)} drew other noise levels than their control."
+    return (
+        f"Each of the {len(rows)} comparisons below is paired: the arm drew the noise levels of its control, in order."
+    )
 
 
 def _core(results: Results, core, stem: str) -> str:

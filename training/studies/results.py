@@ -67,6 +67,11 @@ class Results:
         found = self.of(Train(arm))
         return None if found is None else found.get("losses")
 
+    def unpaired(self, rows: Sequence[Row]) -> list[str]:
+        """Return the arms that did not draw the noise levels of their control; there should be none."""
+        drawn = [(row.arm.key, self.of(Train(row.arm)), self.of(Train(row.arm.control))) for row in rows]
+        return [key for key, arm, control in drawn if arm and control and arm.get("sigmas") != control.get("sigmas")]
+
     def quantization(self) -> dict[float, dict[str, Any]]:
         """Return the quantization results by noise level, from noise to picture."""
         sigmas = (0.99, *SIGMAS[1:], 0.04)

@@ -271,4 +271,7 @@ def search(rows: Sequence[Row]) -> str:
             f"Flow matching alone ends {percent(min(excess))} to {percent(max(excess))} above its control, over all "
             "rates and numbers of steps that were tried."
         )
+    drift = {row.arm.control: row.losses["D"] / row.losses["base"] - 1 for row in judged}
+    changes = ", ".join(f"{percent(change)} ({arm.steps} steps, lr {arm.rate:g})" for arm, change in drift.items())
+    said.append(f"The dense fine-tune itself (D) changes the base's loss by {changes}.")
     return " ".join(said)

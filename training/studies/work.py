@@ -6,7 +6,7 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from ..config import ModelSection, RunConfig
 from ..loop import fit
 from ..model import WanTransformer3DModel, starting_model
-from ..sample import sample
+from ..sample import sample, sampling_sigmas
 from ..sparse import latent_grid
 from ..stopping import StopFlag
 from ..validation import validate
@@ -114,14 +114,10 @@ class Work:
 
     def _train(self, job: Train) -> dict[str, Any]:
         config, target = self.fine_tune_config(job.arm), self._weights(job.arm)
-        target.parent.mkdir(parents=True, exist_ok=True)
         result = fit(config, self.train, resume="auto", progress=None, stop=self.stop)
         if result.stopped:
             raise OutOfTimeError
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in result.model.state_dict().items()}
-        partial = target.with_suffix(".part")
-        save_file(tensors, str(partial))
-        partial.replace(target)
+        _keep(result.model.state_dict(), target)
         shutil.rmtree(self.store.path(job, ""), ignore_errors=True)
         losses = [record["loss"] for record in result.records]
         sigmas = hashlib.sha256(repr([record["sigma"] for record in result.records]).encode()).hexdigest()[:12]
@@ -146,13 +142,15 @@ class Work:
             batch=section.batch,
             dtype=self.config.dtype,
         )
-        plans = attention.plans(self.grid, 1)
-        density = [1.0 if plans is None else plans.density(sigma) for sigma in job.sigmas]
         return {
             "loss": result.loss,
             "per_sigma": {f"{sigma:g}": loss for sigma, loss in result.per_sigma.items()},
-            "density": sum(density) / len(density),
+            "density": self._density(job.window, job.sigmas),
         }
+
+    def _density(self, window: str, sigmas: Sequence[float]) -> float:
+        plans = self.size.attention(window).plans(self.grid, 1)
+        return sum(1.0 if plans is None else plans.density(sigma) for sigma in sigmas) / len(sigmas)
 
     @property
     def grid(self):
@@ -166,7 +164,6 @@ class Work:
         models = {"control": self.model(job.arm.control), "arm": self.model(job.arm)}
         attention = {"control": self.size.attention("dense"), "arm": self.size.attention(job.arm.window)}
         found: list[float] = []
-        density = 0.0
         for first in range(0, job.count, SAMPLED_AT_ONCE):
             if self.stop.requested:
                 raise OutOfTimeError
@@ -177,7 +174,7 @@ class Work:
                 if kept.is_file():
                     latents = load_file(str(kept))["latents"]
                 else:
-                    latents, report = sample(
+                    latents, _ = sample(
                         model,
                         shape=tuple(self.train[0]["latent"].shape),
                         seeds=seeds,
@@ -187,12 +184,10 @@ class Work:
                         attention=attention[name],
                         dtype=self.config.dtype,
                     )
-                    kept.parent.mkdir(parents=True, exist_ok=True)
-                    save_file({"latents": latents.contiguous()}, str(kept))
-                    if name == "arm":
-                        density = sum(step["density"] for step in report) / len(report)
+                    _keep({"latents": latents}, kept)
                 pictures[name] = [video.float().clamp(-1, 1) for video in decode(vae, latents)]
             found += [psnr(a, b) for a, b in zip(pictures["control"], pictures["arm"])]
+        density = self._density(job.arm.window, sampling_sigmas(job.steps, self.config.flow.shift)[:-1])
         return {"psnr": _rounded(found), "density": density, "steps": job.steps}
 
     def _sampled(self, job: Videos, name: str, first: int) -> Path:
@@ -201,6 +196,14 @@ class Work:
 
     def _quantization(self, job: Quantization) -> dict[str, Any]:
         return quantization_errors(self.model(None), evenly(self.held_out, 2), job.sigma, self.size, self.grid)
+
+
+def _keep(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write tensors; the file appears complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, str(partial))
+    partial.replace(path)
 
 
 def evenly(samples: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:

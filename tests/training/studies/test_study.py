@@ -10,6 +10,8 @@ import pytest
 import torch
 from fpsattention.training.config import ConfigError, RunConfig
 from fpsattention.training.data.errors import DataError
+from fpsattention.training.model import original_state, random_model
+from fpsattention.training.names import WanShape
 from fpsattention.training.prepare import Prepared
 from fpsattention.training.sparse import latent_grid
 from fpsattention.training.studies import cli, clips, plan, runner
@@ -17,23 +19,31 @@ from fpsattention.training.studies.plan import Arm, Comparison, Measure, Train
 from fpsattention.training.studies.sizes import CPU, SIZES
 from fpsattention.training.studies.store import Store
 from fpsattention.training.studies.work import Deadline, OutOfTimeError, Work, psnr
+from safetensors.torch import save_file
 
-BASE = Path(cli.PACK) / "training" / "assets" / "wan2.1-tiny-t2v.safetensors"
 SHAPE = (16, 4, 8, 8)
 SMALL = replace(CPU, short_steps=2, core_steps=2, validation=2, videos=2, sampling_steps=3)
 
 
 def samples(n: int, seed: int) -> list[dict]:
     generator = torch.Generator().manual_seed(seed)
-    return [{"latent": torch.randn(SHAPE, generator=generator), "text": torch.zeros(2, 4096)} for _ in range(n)]
+    return [{"latent": torch.randn(SHAPE, generator=generator), "text": torch.zeros(2, 16)} for _ in range(n)]
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    """A random model of one head and one block, as a file."""
+    path = tmp_path_factory.mktemp("base") / "base.safetensors"
+    save_file(original_state(random_model(WanShape.of_kind("t2v", 128, 64, 1, text_dim=16), 0)), path)
+    return path
 
 
 @pytest.fixture
-def config(tmp_path):
+def config(tmp_path, base):
     return RunConfig.model_validate(
         {
             "device": "cpu",
-            "model": {"path": str(BASE)},
+            "model": {"path": str(base)},
             "vae": {"path": "none"},
             "data": {"videos": "none"},
             "optim": {"steps": 2, "warmup": 1, "lr": 1e-3, "batch": 2},
@@ -44,10 +54,10 @@ def config(tmp_path):
 
 
 @pytest.fixture
-def work(config, tmp_path):
+def work(config, tmp_path, base):
     def make(stop: Deadline | None = None, folder: str = "cache") -> Work:
         store = Store(tmp_path / folder, SMALL, {})
-        return Work(SMALL, config, BASE, samples(6, 0), samples(2, 1), store, stop or Deadline(None))
+        return Work(SMALL, config, base, samples(6, 0), samples(2, 1), store, stop or Deadline(None))
 
     return make
 
@@ -106,14 +116,14 @@ def test_settings_name_a_result():
 
 
 @pytest.fixture
-def study(work, config, tmp_path, monkeypatch):
-    data = Prepared(samples(6, 0), samples(2, 1), latent_grid(SHAPE), torch.zeros(2, 4096))
+def study(config, base, tmp_path, monkeypatch):
+    data = Prepared(samples(6, 0), samples(2, 1), latent_grid(SHAPE), torch.zeros(2, 16))
     monkeypatch.setattr(runner, "prepare_data", lambda *_, **__: data)
     monkeypatch.setattr(runner, "study_config", lambda _: config)
     monkeypatch.setattr(runner, "clips_folder", lambda: tmp_path)
 
-    def run(budget: float | None, base: Path | None = BASE) -> bool:
-        return runner.run_study(SMALL, ("rates",), budget, base, tmp_path / "cache", tmp_path / "results")
+    def run(budget: float | None, given: Path = base) -> bool:
+        return runner.run_study(SMALL, ("rates",), budget, given, tmp_path / "cache", tmp_path / "results")
 
     return run
 
