@@ -118,7 +118,7 @@ def full_disk(folder: Path) -> list[dict]:
                 "passed": codes == [0] and len(warnings) == 1 and "disk is full" in warnings[0] and kept and same,
                 "result": f"{len(warnings)} warning; last good state {'kept' if kept else 'LOST'}; trained on, "
                 f"next save written, end state {'equal' if same else 'DIFFERENT'} to the bit",
-                "figures": {"warning": warnings[0].split(": ", 1)[1] if warnings else None, "equal": same},
+                "figures": {"warning": warnings[0].split(": ", 1)[1].replace(str(states), "states") if warnings else None, "equal": same},
             })  # fmt: skip
     return rows
 
