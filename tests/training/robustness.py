@@ -110,7 +110,7 @@ def full_disk(folder: Path) -> list[dict]:
             table = settings(folder / when, optim__steps=12, checkpoint__every=3, checkpoint__keep=1)
             life = Life(table, "none", meddle=lambda _rank, states=states, when=when: _fill(states, when))
             codes = life.end()
-            warnings = [line for line in life.said if "not written" in line]
+            warnings = [line.replace(str(states), "states") for line in life.said if "not written" in line]
             kept = any(line == "step-000003" for line in (states.parent / "seen").read_text().split())
             same = state_hash(states) == state_hash(folder / "whole" / "states")
             rows.append({
@@ -118,7 +118,7 @@ def full_disk(folder: Path) -> list[dict]:
                 "passed": codes == [0] and len(warnings) == 1 and "disk is full" in warnings[0] and kept and same,
                 "result": f"{len(warnings)} warning; last good state {'kept' if kept else 'LOST'}; trained on, "
                 f"next save written, end state {'equal' if same else 'DIFFERENT'} to the bit",
-                "figures": {"warning": warnings[0].split(": ", 1)[1].replace(str(states), "states") if warnings else None, "equal": same},
+                "figures": {"warning": warnings[0].split(": ", 1)[1] if warnings else None, "equal": same},
             })  # fmt: skip
     return rows
 
