@@ -158,7 +158,11 @@ def _run(config: RunConfig, resume: str, fetch: bool, world: World) -> int:
             previewer=_previewer(config, data, world),
         )
     if result.stopped:
-        _log.info("stopped at step %d after saving; go on with --resume auto", result.step)
+        if result.saved == result.step:
+            _log.info("stopped at step %d after saving; go on with --resume auto", result.step)
+        else:
+            there = "no state is on disk" if result.saved is None else f"the newest state is of step {result.saved}"
+            _log.warning("stopped at step %d, which could not be saved; %s", result.step, there)
         return EXIT_STOPPED
     path = export_run(config, result.model, result.step, data.grid, world)
     if world.is_main:

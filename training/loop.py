@@ -19,7 +19,7 @@ from .config import RunConfig
 from .data.loader import Loader
 from .distributed import World, pick_device
 from .failures import NonFiniteError
-from .journal import Journal
+from .journal import Journal, status
 from .model import WanTransformer3DModel
 from .resume import Saver
 from .step import Training, plan_step, train_step
@@ -45,6 +45,8 @@ class FitResult:
     validation: Validation | None
     seconds: float
     skipped: int = 0
+    saved: int | None = None
+    """The step of the newest complete state on disk, None while there is none."""
 
 
 def fit(
@@ -103,7 +105,7 @@ def fit(
                     run.plateau.measured(record["validation"])
             journal.add(record)
             bar.update()
-            bar.set_postfix_str(_status(record))
+            bar.set_postfix_str(status(record))
             if on_step is not None:
                 on_step(run.step, record)
             if previewer is not None and previewer.due(run.step):
@@ -130,7 +132,7 @@ def fit(
     if run.ema is not None and not stopped:
         run.ema.keep()
     seconds = time.monotonic() - run.started
-    return FitResult(run.model, run.step, stopped, journal.records, final, seconds, run.skipped)
+    return FitResult(run.model, run.step, stopped, journal.records, final, seconds, run.skipped, saver.saved_step)
 
 
 def _one_step(run: Training, plan: Callable, loader: Loader) -> dict[str, Any]:
@@ -167,10 +169,3 @@ def averaged(run: Training) -> contextlib.AbstractContextManager:
 def _due(every: int, run: Training) -> bool:
     """Return True after every so many steps but the last, when everything is done once more anyway."""
     return bool(every) and run.step % every == 0 and run.step < run.config.optim.steps
-
-
-def _status(record: dict[str, Any]) -> str:
-    loss = "skipped" if record["loss"] is None else f"{record['loss']:.4f}"
-    held_out = f" held-out {record['validation']:.4f}" if "validation" in record else ""
-    rate = record["tokens"] / max(record["seconds"], 1e-9)
-    return f"loss {loss}{held_out} lr {record['lr']:.1e} {rate:,.0f} tok/s"

@@ -17,8 +17,8 @@ _log = logging.getLogger(__name__)
 
 # What may change between the parts of one run; a change of anything else would make it another run.
 FREE = (
-    "activation_checkpointing", "checkpoint", "compile", "device", "output", "parallel", "preview", "threads", "vae",
-    "validation",
+    "activation_checkpointing", "checkpoint", "compile", "data.cache", "data.workers", "device", "output", "parallel",
+    "preview", "threads", "vae", "validation",
 )  # fmt: skip
 # What may change, but is worth a word.
 NAMED = (
