@@ -19,6 +19,8 @@ from fpsattention.training.distributed import DeviceError, open_world
 CHILD = Path(__file__).with_name("parallel_child.py")
 ASSET = Path(__file__).parents[2] / "training" / "assets" / "wan2.1-tiny-t2v.safetensors"
 SAME = 1e-5
+# Where linear layers round to FP8 and moments to 8 bits, every step rounds the differences of the last anew.
+ROUNDED = {"8-bit": 1e-3}
 
 # name -> (what is changed, the scenario it must equal, the processes it is for)
 SCENARIOS = {
@@ -86,14 +88,15 @@ def test_a_run_is_the_same_on_one_two_and_four_processes(table, tmp_path, capsys
         found[processes] = _run(processes, copy.deepcopy(table), folder)
     for processes, rows in found.items():
         for name, row in rows.items():
-            like, where = found[1][SCENARIOS[name][1]], f"{name} on {processes}"
+            like, where, same = found[1][SCENARIOS[name][1]], f"{name} on {processes}", ROUNDED.get(name, SAME)
             assert (row["order"], row["sigmas"]) == (like["order"], like["sigmas"]), where
-            assert row["losses"] == pytest.approx(like["losses"], rel=SAME), where
-            assert row["norms"] == pytest.approx(like["norms"], rel=1e-3), where
-            assert row["block_norms"] == pytest.approx(like["block_norms"], rel=1e-3), where
-            assert row["validation"] == pytest.approx(like["validation"], rel=SAME), where
+            assert row["losses"] == pytest.approx(like["losses"], rel=same), where
+            assert row["norms"] == pytest.approx(like["norms"], rel=100 * same), where
+            assert row["block_norms"] == pytest.approx(like["block_norms"], rel=100 * same), where
+            assert row["validation"] == pytest.approx(like["validation"], rel=same), where
             assert row["keys"] == like["keys"], where
-            assert row["sums"] == pytest.approx(like["sums"], rel=1e-4), where
+            # K's bias has no gradient but rounding (softmax does not see it), which Adam makes a step of.
+            assert row["sums"] == pytest.approx(like["sums"], rel=10 * same, abs=1e-6), where
             shards = 1 if processes == 1 else 2 if name == "copies" else processes
             # No process holds more than its share; biases and norms of fewer rows than processes round up.
             assert max(row["held"]) <= row["whole"] / shards * 1.02, where
