@@ -48,12 +48,12 @@ def plot_base(held_out: Mapping[str, float], path: Path) -> Path:
     return save(made, path)
 
 
-def plot_core(curves: Sequence[tuple[Sequence[float], Sequence[float]]], path: Path, window: int = 20) -> Path:
-    """Draw, per seed, how far the joint fine-tune's training loss is above the dense one's on the same batches."""
+def plot_core(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: Path, window: int = 20) -> Path:
+    """Draw how far joint fine-tunes' training loss is above the dense ones' on the same batches; pairs by label."""
     made, (axis,) = figure()
-    for seed, (dense, joint) in enumerate(curves):
+    for color, (label, (dense, joint)) in zip(COLORS, curves.items()):
         excess = 100 * (smooth(joint, window) / smooth(dense, window) - 1)
-        axis.plot(np.arange(len(excess)) + window, excess, color=COLORS[seed], label=f"seed {seed}")
+        axis.plot(np.arange(len(excess)) + window, excess, color=color, label=label)
     axis.axhline(0, color=INK, linewidth=0.8)
     axis.set(
         xlabel="fine-tuning step", ylabel=f"joint over dense, training loss, % (mean of {window})", ylim=(-2, None)

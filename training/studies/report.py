@@ -32,9 +32,11 @@ def draw(results: Results, folder: Path, stem: str) -> list[Path]:
     if len(results.conditions["base"]["held_out"]) > 1:
         made.append(plots.plot_base(results.conditions["base"]["held_out"], folder / f"{stem}-base.png"))
     core = results.rows(plan.core(results.size))
-    curves = [(results.curve(row.arm.control), results.curve(row.arm)) for row in core]
-    if curves and all(all(pair) for pair in curves):
-        made.append(plots.plot_core(curves, folder / f"{stem}-core.png"))
+    curves = {
+        f"{row.arm.steps} steps": (results.curve(row.arm.control), results.curve(row.arm)) for row in plain(results)
+    }
+    if curves:
+        made.append(plots.plot_core(curves, folder / f"{stem}-curve.png"))
     if core:
         first = core[0]
         lines = {
@@ -55,6 +57,20 @@ def draw(results: Results, folder: Path, stem: str) -> list[Path]:
     return made
 
 
+def plain(results: Results) -> list[Row]:
+    """Return the joint fine-tunes by flow matching alone, whose training loss is the dense one's kind of loss."""
+    size = results.size
+    rows = results.rows([*plan.rates(size), *plan.steps(size)])
+    return [
+        row
+        for row in rows
+        if not row.arm.teacher
+        and row.arm.rate == size.rate
+        and results.curve(row.arm)
+        and results.curve(row.arm.control)
+    ]
+
+
 def markdown(results: Results, stem: str) -> str:
     """Return the report."""
     size = results.size
@@ -71,6 +87,8 @@ def markdown(results: Results, stem: str) -> str:
         "### What was tried for the core: learning rate, steps, loss, ramp",
         tables.comparisons(searched, tables.recipe),
         tables.search(searched),
+        _curves(results),
+        f"![joint over dense while training]({stem}-curve.png)" if plain(results) else "",
         "## b. Density, and the shape of windows",
         tables.comparisons(density, lambda row: row.arm.window) + tables.refusals(density),
         tables.shape_cost(density),
@@ -162,10 +180,23 @@ def _core(results: Results, core, stem: str) -> str:
     if alone and base:
         change = tables.percent(alone["loss"] / base["loss"] - 1)
         parts.append(f"FP8 without sparsity changes the base's loss by {change}.")
-    if all(results.curve(row.arm) for row in core):
-        parts.append(f"![joint over dense]({stem}-core.png)")
     parts.append(f"![excess by noise level]({stem}-sigma.png)")
     return "\n\n".join(parts)
+
+
+def _curves(results: Results) -> str:
+    said = [
+        tables.plateau(f"{row.arm.steps} steps", results.curve(row.arm.control), results.curve(row.arm))
+        for row in plain(results)
+    ]
+    if not said:
+        return ""
+    return (
+        "Training loss of the joint fine-tune over the dense one's on the same batches, flow matching alone. "
+        + " ".join(said)
+        + " Where the curve is flat, more steps give little: what is left is what these windows take away, or what training "
+        "from dense weights does not find."
+    )
 
 
 def _losses(rows) -> str:

@@ -275,3 +275,14 @@ def search(rows: Sequence[Row]) -> str:
     changes = ", ".join(f"{percent(change)} ({arm.steps} steps, lr {arm.rate:g})" for arm, change in drift.items())
     said.append(f"The dense fine-tune itself (D) changes the base's loss by {changes}.")
     return " ".join(said)
+
+
+def plateau(label: str, dense: Sequence[float], joint: Sequence[float]) -> str:
+    """Return how far a joint fine-tune's training loss was above the dense one's, by thirds and at the start."""
+
+    def excess(first: int, last: int) -> str:
+        return percent(sum(joint[first:last]) / sum(dense[first:last]) - 1, 1)
+
+    n = len(dense)
+    thirds = ", ".join(excess(i * n // 3, (i + 1) * n // 3) for i in range(3))
+    return f"{label}: {excess(0, min(20, n))} over the first {min(20, n)} steps, then by thirds of the run {thirds}."
