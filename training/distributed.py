@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from .config import ParallelSection
 
 
+# How long processes wait at a barrier: one may be encoding the captions of a large data set. A process that dies is
+# noticed at once, whatever this is.
+PATIENCE = timedelta(days=7)
+
+
 class DeviceError(ValueError):
     """A device or an arrangement of processes that is not possible; the message is one sentence."""
 
@@ -29,7 +35,7 @@ class World:
     """This process's place among the others.
 
     ``sequence_size`` neighbors share the tokens of a sample; ``mesh`` is what weights are sharded over, None for one
-    process that holds them whole.
+    process that holds them whole. ``waiting_group`` is where processes wait for each other, for hours if need be.
     """
 
     rank: int = 0
@@ -38,6 +44,7 @@ class World:
     sequence_size: int = 1
     sequence_group: dist.ProcessGroup | None = None
     mesh: DeviceMesh | None = None
+    waiting_group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -65,11 +72,14 @@ class World:
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """Return True on every process if the flag is set on one: all leave the loop at the same step."""
+    def any(self, flag: bool) -> bool:
+        """Return True on every process if the flag is set on one: all leave the loop at the same step.
+
+        Said over the CPU: the GPU is not waited for, and no exchange of its own is taken for another.
+        """
         if self.size == 1:
             return flag
-        value = torch.tensor(int(flag), device=device)
+        value = torch.tensor(int(flag))
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return bool(value.item())
 
@@ -82,9 +92,9 @@ class World:
         return values
 
     def barrier(self) -> None:
-        """Wait for all processes."""
+        """Wait for all processes, as long as it takes."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.waiting_group)
 
     def close(self) -> None:
         """Leave the process group."""
@@ -113,6 +123,11 @@ def open_world(device: str, parallel: ParallelSection | None = None) -> World:
         return World()
     kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     if kind == "cuda":
+        if local >= torch.cuda.device_count():
+            raise DeviceError(
+                f"process {local} of this machine has no GPU, torch sees {torch.cuda.device_count()}; "
+                "start one process per GPU (--nproc-per-node gpu)"
+            )
         torch.cuda.set_device(local)
     if not dist.is_initialized():
         # States are saved and flags agreed upon over the CPU, whatever the GPUs are doing.
@@ -128,7 +143,9 @@ def open_world(device: str, parallel: ParallelSection | None = None) -> World:
     else:
         mesh = init_device_mesh(kind, (size // shard, shard), mesh_dim_names=("replicate", "shard"))
     group = dist.new_subgroups(sequence)[0] if sequence > 1 else None
-    return World(rank, size, local, sequence, group, mesh)
+    # Not NCCL's: its watchdog ends a run whose processes wait for minutes.
+    waiting = dist.new_group(backend="gloo", timeout=PATIENCE) if size > 1 else None
+    return World(rank, size, local, sequence, group, mesh, waiting)
 
 
 def pick_device(device: str, world: World) -> torch.device:

@@ -97,6 +97,8 @@ def export_run(
     main = world is None or world.is_main
     path = Path(config.output.dir) / f"{config.output.name}.safetensors"
     base = base_hash(config.model) if main else ""
+    if world is not None:
+        world.barrier()  # the hash of a large base takes minutes, which is longer than GPUs wait for each other
     attention = config.attention.resolved()
     if config.lora is None:
         return export(

@@ -111,7 +111,7 @@ def fit(
             if previewer is not None and previewer.due(run.step):
                 with averaged(run):
                     previewer.render(run.model, run.step)
-            stopped = world.any(stop.requested, device) and run.step < config.optim.steps
+            stopped = world.any(stop.requested) and run.step < config.optim.steps
             if stopped or _due(config.checkpoint.every, run):
                 saver.save()
         if not stopped:

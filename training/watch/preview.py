@@ -105,7 +105,7 @@ class Previewer:
 
     def _sample(self, model: WanTransformer3DModel, step: int) -> dict[Job, torch.Tensor] | None:
         """Return all videos' latents; None if a process could not sample."""
-        world, device = self.world, compute_device(model)
+        world = self.world
         found: dict[Job, torch.Tensor] = {}
         for first in range(0, len(self.jobs), world.data_size):
             # Every process samples in every round, because sharded weights are gathered by all together.
@@ -117,7 +117,7 @@ class Previewer:
                 raise
             except (RuntimeError, ValueError) as error:  # out of memory is a RuntimeError
                 _log.warning("no preview at step %d, sampling failed: %s; training goes on", step, _said(error))
-            if world.any(latents is None, device):
+            if world.any(latents is None):
                 return None
             for pair in world.gather_objects((job, latents)):
                 found[pair[0]] = pair[1]
