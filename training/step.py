@@ -18,7 +18,7 @@ from .attention import attention_state
 from .config import RunConfig
 from .distributed import World
 from .failures import NonFiniteError
-from .flops import forward_flops
+from .flops import WITH_BACKWARD, forward_flops
 from .flow import Draw, draw, noisy, timestep, velocity_loss
 from .model import WanTransformer3DModel, autocast, model_shape
 from .parallel.shard import is_sharded, local_of
@@ -55,15 +55,15 @@ class Training:
     skipped_in_a_row: int = 0
     started: float = field(default_factory=time.monotonic)
 
-    def now(self, latent_shape: Sequence[int]) -> SparseAttention:
-        """Return what attention does at the current step for latents (..., T, H, W): the run's, or less, in a ramp."""
-        return self.ramp.at(self.attention, self.step, latent_grid(latent_shape))
+    def attention_at(self, step: int, latent_shape: Sequence[int]) -> SparseAttention:
+        """Return what attention does at a step for latents (..., T, H, W): the run's own, or in a ramp less of it."""
+        return self.ramp.at(self.attention, step, latent_grid(latent_shape))
 
 
 def plan_step(run: Training, step: int, data: Sequence[Any]) -> tuple[list[Place], list[Pass]]:
     """Return all samples of a step, and the passes that this process makes of them."""
     places = step_places(run.config, step, data, run.attention)
-    dealt = deal(places, run.config.optim.batch, run.world.data_size, lambda place: _work(run, place)[1])
+    dealt = deal(places, run.config.optim.batch, run.world.data_size, lambda place: _work(run, step, place)[1])
     return places, dealt[run.world.data_rank]
 
 
@@ -142,7 +142,7 @@ def forward_backward(run: Training, draws: Sequence[Draw], whole: int, *, counts
     )  # fmt: skip
     at = draws[0].sigma
     target = run.teacher.velocity(inputs, at, latent.shape) if run.teacher is not None else None
-    with attention_state(run.model).step(run.now(latent.shape), at, latent.shape):
+    with attention_state(run.model).step(run.attention_at(run.step, latent.shape), at, latent.shape):
         with autocast(device, config.dtype):
             out = run.model(*inputs, return_dict=False)[0]
         flow = velocity_loss(out, latent, noise)
@@ -165,8 +165,6 @@ def model_inputs(
     of one token stands for any number of equal ones.
     """
     longest = max(len(text) for text in texts)
-    if image is not None:
-        longest = max(longest, 512)  # diffusers tells image tokens from text tokens by this number
     text = torch.stack([text.expand(longest, -1) if len(text) == 1 else text for text in texts]).to(x.device)
     if condition is not None:
         x = torch.cat([x, condition.to(x.dtype)], 1)
@@ -190,17 +188,17 @@ def _stack(tensors: Sequence[Tensor | None], device: torch.device) -> Tensor | N
     return None if tensors[0] is None else torch.stack([x.float() for x in tensors]).to(device)
 
 
-def _work(run: Training, place: Place) -> tuple[float, float, int]:
-    """Return the density of a sample's attention, the FLOPs of its step, and its tokens."""
+def _work(run: Training, step: int, place: Place) -> tuple[float, float, int]:
+    """Return the density of a sample's attention at a step, the FLOPs that it takes, and its tokens."""
     grid = latent_grid(place.bucket)
-    plans = run.attention.plans(grid, run.model.config.num_attention_heads)
+    plans = run.attention_at(step, place.bucket).plans(grid, run.model.config.num_attention_heads)
     density = 1.0 if plans is None else plans.density(place.sigma)
     density = 1.0 if density is None else density
-    return density, 3 * forward_flops(model_shape(run.model), grid.video, density), grid.video
+    return density, WITH_BACKWARD * forward_flops(model_shape(run.model), grid.video, density), grid.video
 
 
 def _account(run: Training, places: Sequence[Place]) -> dict[str, Any]:
-    work = [_work(run, place) for place in places]
+    work = [_work(run, run.step, place) for place in places]
     return {
         "density": sum(density for density, _, _ in work) / len(work),
         "flops": sum(flops for _, flops, _ in work),

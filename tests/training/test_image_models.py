@@ -11,6 +11,7 @@ from fpsattention.training.config_file import check_config
 from fpsattention.training.model import keep_full_precision, model_shape, random_model, starting_model
 from fpsattention.training.names import WanShape, planned_shape
 from fpsattention.training.sparse import DENSE
+from fpsattention.training.step import model_inputs
 
 from .wan_files import SMALL
 
@@ -79,6 +80,19 @@ def test_the_image_matters_and_the_text_may_have_any_length(kind):
     # Tokens of one image are a set; those of two have positions.
     assert torch.allclose(first, other, atol=1e-5) == (kind == "i2v")
     assert torch.allclose(first, twice, atol=1e-5)  # every token twice: the same softmax
+
+
+def test_a_dropped_text_shares_a_batch_with_one_of_any_length():
+    model, shape = small("i2v"), SMALL["i2v"]
+    x, t, text, image = inputs(shape, batch=2)
+    sigma = t.float() / 1000
+    latent, condition = x[:, :16], x[:, 16:]
+    none = torch.zeros(1, text.shape[-1])
+    mixed = model_inputs(latent, sigma, [text[0], none], condition, image)
+    alone = model_inputs(latent[1:], sigma[1:], [none], condition[1:], image[1:])
+    with torch.no_grad():
+        both, second = (model(*given, return_dict=False)[0] for given in (mixed, alone))
+    assert torch.allclose(both[1:], second, atol=1e-5)
 
 
 def test_it_is_diffusers_own_attention_where_diffusers_can_do_it():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fpsattention.kernels.grid import TokenGrid
 from fpsattention.kernels.plan import plans_for
 from fpsattention.kernels.schedule import Schedule
+from fpsattention.training.loop import fit
 from fpsattention.training.ramp import Ramp
 from fpsattention.training.sparse import SparseAttention
 from hypothesis import given, settings
@@ -30,6 +31,13 @@ def test_a_ramp_begins_full_and_ends_at_the_schedule():
     assert Ramp().at(ATTENTION, 0, GRID) is ATTENTION
     late = Ramp(fp8_after=5).at(ATTENTION, 4, GRID).schedule.phases[0]
     assert (late.attention, late.granularity, late.window) == ("bf16", None, ATTENTION.schedule.phases[0].window)
+
+
+def test_the_log_tells_what_ran_not_what_is_aimed_at(make_config, samples):
+    config = make_config(attention__schedule="0 bf16 - 1 1 1", ramp__steps=1, optim__steps=2, optim__warmup=0)
+    first, last = fit(config, samples, progress=None).records
+    assert first["density"] == 1.0 > last["density"]
+    assert first["flops"] > last["flops"]
 
 
 @settings(max_examples=25, deadline=None)

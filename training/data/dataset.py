@@ -15,9 +15,8 @@ from torch import Tensor
 from .condition import Condition, condition_mask, zero_image
 from .errors import DataError
 from .order import SetSpan
-from .settings import TEXT_TOKENS
 from .shards import read_shard
-from .text import TEXT_DIM, read_text
+from .text import read_text
 
 _OPEN = 256  # shards that are kept mapped
 
@@ -80,7 +79,7 @@ class LatentPart(Sequence):
         sample = self.samples[index]
         out = {
             "latent": self._row(sample.shard, sample.row),
-            "text": self._text(sample.text),
+            "text": read_text(sample.text, self.text_length),
             "name": sample.name,
         }
         if self.kind != "none":
@@ -98,11 +97,6 @@ class LatentPart(Sequence):
             if len(self._shards) > _OPEN:
                 self._shards.popitem(last=False)
         return self._shards[path][row].float()
-
-    def _text(self, path: Path | None) -> Tensor:
-        if path is None and self.kind != "none":
-            return torch.zeros(TEXT_TOKENS, TEXT_DIM)  # the model counts the picture's tokens from behind these
-        return read_text(path, self.text_length)
 
     def _verified(self, path: Path) -> Tensor:
         try:
