@@ -1,11 +1,16 @@
-"""Stopping in good order: the first SIGTERM or Ctrl-C asks the loop to save and leave, the second ends it at once."""
+"""Stopping in good order: the first SIGTERM or Ctrl-C asks the loop to save and leave, a later one ends it at once."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
+
+# Signals that come so close together are one wish: a terminal and a scheduler signal every process, and torchrun passes
+# on to its processes what it got itself.
+TOGETHER = 5.0  # seconds
 
 
 class StopFlag:
@@ -26,10 +31,14 @@ class StopFlag:
             return
         signals = [signal.SIGTERM, signal.SIGINT]
         before = {number: signal.getsignal(number) for number in signals}
+        first: list[float] = []
 
         def handle(number: int, _frame: object) -> None:
             self.requested = True
-            signal.signal(number, signal.SIG_DFL)  # a second one is not asked to wait
+            first.append(time.monotonic())
+            if first[-1] - first[0] > TOGETHER:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
 
         for number in signals:
             signal.signal(number, handle)
