@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from .assemble import assemble
-from .config import RunConfig
+from .config import ConfigError, RunConfig
 from .data.loader import Loader
 from .distributed import World, pick_device
 from .failures import NonFiniteError
@@ -75,6 +76,11 @@ def fit(
     """
     world, stop = world or World(), stop or StopFlag()
     device = pick_device(config.device, world)
+    if config.optim.decay == "plateau" and not len(val):
+        raise ConfigError(
+            "optim.decay is 'plateau', but no sample is held out that could tell when the loss stops falling; set "
+            "data.holdout above 0, or optim.decay to 'constant' or 'cosine'"
+        )
     if config.threads:
         torch.set_num_threads(config.threads)
     run = assemble(config, world, device, model, empty_text)
@@ -119,6 +125,7 @@ def fit(
         final = measure(run, val) if len(val) and not stopped else None
         if final is not None:
             journal.complete(validation=final.loss)
+        _check_end(saver, final, run.step)
     except NonFiniteError:
         saver.save()
         raise
@@ -164,6 +171,16 @@ def measure(run: Training, val: Sequence[dict[str, Any]]) -> Validation:
 def averaged(run: Training) -> contextlib.AbstractContextManager:
     """Return a context with the averaged weights in the model, if the run keeps an average."""
     return contextlib.nullcontext() if run.ema is None else run.ema.swapped()
+
+
+def _check_end(saver: Saver, final: Validation | None, step: int) -> None:
+    """Refuse to hand on what came out of a run when it is not finite: few steps may not reach nonfinite_limit."""
+    what = saver.broken or (None if final is None or math.isfinite(final.loss) else "the held-out loss")
+    if what is not None:
+        raise NonFiniteError(
+            f"{what} is not finite after step {step}, so nothing is exported; lower optim.lr, and look at the last "
+            "steps in loss.jsonl"
+        )
 
 
 def _due(every: int, run: Training) -> bool:

@@ -103,6 +103,12 @@ def test_the_final_validation_is_in_the_log(make_config, samples, tmp_path):
     assert elsewhere.step == 6 and elsewhere.records == [] and elsewhere.validation.loss == result.validation.loss
 
 
+def test_a_plateau_needs_held_out_samples(make_config, samples):
+    config = make_config(optim__decay="plateau", validation__every=2)
+    with pytest.raises(ConfigError, match=r"no sample is held out .* set data.holdout above 0, or optim.decay to"):
+        fit(config, samples, progress=None)
+
+
 def test_resume_refuses_another_run(make_config, samples, tmp_path):
     fit(make_config(), samples, progress=None)
     with pytest.raises(ConfigError, match="already holds 2 checkpoints up to step 6; go on with --resume auto"):

@@ -82,13 +82,12 @@ def test_an_image_model_gets_the_condition_of_the_first_sample(make_config, samp
 
 
 class Turns(World):
-    """One of two processes; what the other sends is empty."""
+    """One of two processes; the other sends the same, or ``other``."""
 
-    def any(self, flag, device):
-        return flag
+    other = None
 
     def gather_objects(self, value):
-        return [value, value]
+        return [value, self.other or value]
 
     def barrier(self):
         pass
@@ -105,6 +104,15 @@ def test_processes_share_the_videos_and_take_equally_many_turns(make_config, sam
             assert previewer.render(model, 2) == []
     assert sampled == [1, 3, 2, 3, 2, 3]
     assert not (tmp_path / "out").exists()
+
+
+def test_the_main_process_says_why_another_one_could_not_sample(make_config, samples, model, caplog, monkeypatch):
+    monkeypatch.setattr(Turns, "other", (Job(0, 2, False), None, "CUDA out of memory"))
+    config = make_config(preview={**SECTION, "seeds": [1, 2], "dense_twin": False})
+    previewer = Previewer(config, samples, None, tiny_vae, Turns(rank=0, size=2))
+    previewer._one = lambda model, job: torch.zeros(16, 3, 8, 8)
+    assert previewer.render(model, 2) == []
+    assert "no preview at step 2, sampling failed: CUDA out of memory; training goes on" in caplog.text
 
 
 @pytest.mark.parametrize("what", ["sampling", "memory", "decoding", "disk"])

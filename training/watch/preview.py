@@ -110,17 +110,18 @@ class Previewer:
         for first in range(0, len(self.jobs), world.data_size):
             # Every process samples in every round, because sharded weights are gathered by all together.
             job = self.jobs[min(first + world.data_rank, len(self.jobs) - 1)]
-            latents = None
+            latents, reason = None, None
             try:
                 latents = self._one(model, job)
             except dist.DistError:
                 raise
             except (RuntimeError, ValueError) as error:  # out of memory is a RuntimeError
-                _log.warning("no preview at step %d, sampling failed: %s; training goes on", step, _said(error))
-            if world.any(latents is None):
+                reason = _said(error)
+            for told, one, why in world.gather_objects((job, latents, reason)):
+                found[told], reason = one, reason or why
+            if reason is not None:  # said by the main process, whose log is read, whichever failed
+                _log.warning("no preview at step %d, sampling failed: %s; training goes on", step, reason)
                 return None
-            for pair in world.gather_objects((job, latents)):
-                found[pair[0]] = pair[1]
         return found
 
     def _one(self, model: WanTransformer3DModel, job: Job) -> torch.Tensor:
