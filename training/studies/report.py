@@ -194,8 +194,8 @@ def _curves(results: Results) -> str:
     return (
         "Training loss of the joint fine-tune over the dense one's on the same batches, flow matching alone. "
         + " ".join(said)
-        + " Where the curve is flat, more steps give little: what is left is what these windows take away, or what training "
-        "from dense weights does not find."
+        + " Where the curve is flat, more steps give little: what is left is what these windows take away, or what "
+        "training from dense weights does not find."
     )
 
 
