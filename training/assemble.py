@@ -14,8 +14,8 @@ import torch
 from .attention import attention_state
 from .config import ConfigError, RunConfig
 from .distributed import World
+from .fits import check_heads
 from .model import WanTransformer3DModel, build, keep_full_precision, model_shape, starting_model
-from .names import HEAD_DIM
 from .parallel.shard import is_sharded, local_parameters, shard_model
 from .ramp import Ramp
 from .step import Training
@@ -189,11 +189,7 @@ def _spread(config: RunConfig, model: WanTransformer3DModel, world: World, devic
     if world.sequence_size > 1:
         from .parallel.sequence import SequenceGroup, share_tokens
 
-        if state.heads % world.sequence_size:
-            raise ConfigError(
-                f"parallel.sequence is {world.sequence_size}, but the model has {state.heads} heads of {HEAD_DIM}; "
-                f"choose a divisor of {state.heads}"
-            )
+        check_heads(world.sequence_size, state.heads)
         state.group = SequenceGroup(world.sequence_group, world.sequence_rank, world.sequence_size)
         share_tokens(model, state.group)
     if world.mesh is not None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from ..kernels.attention import BACKENDS
 from ..kernels.presets import PRESETS, preset
 from ..kernels.schedule import Schedule, ScheduleError
-from .data.settings import DataConfig, Pair, Positive, Share, as_tuple
+from .data.settings import Count, DataConfig, Pair, Place, Positive, Seed, Share, Threads, as_tuple
 from .flow import Flow
 from .names import HEAD_DIM
 from .sparse import SparseAttention
@@ -36,11 +36,11 @@ class Section(BaseModel):
 class ModelSection(Section):
     """Which transformer is trained: a single file, or random weights of a given size."""
 
-    path: str | None = None
+    path: Place | None = None
     init: Literal["file", "random"] = "file"
     dim: Positive | None = None
     ffn_dim: Positive | None = None
-    layers: Positive | None = None
+    layers: Annotated[int, Field(gt=0, le=1000)] | None = None
     text_dim: Positive = 4096
     kind: Literal["t2v", "i2v", "flf"] | None = None
     """What a random model conditions on; a file says it itself."""
@@ -70,7 +70,7 @@ class ModelSection(Section):
 class VaeSection(Section):
     """The video autoencoder that makes and decodes the latents; ``auto`` is bf16 where the machine computes in it."""
 
-    path: str
+    path: Place
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
 
 
@@ -112,11 +112,11 @@ class OptimSection(Section):
     """The optimizer, its learning-rate curve, and how many samples a step sees."""
 
     name: Literal["adamw", "adamw-8bit"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = 5e-6
+    lr: Annotated[float, Field(gt=0, le=1)] = 5e-6
     betas: Pair = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    warmup: Annotated[int, Field(ge=0)] = 200
+    warmup: Count = 200
     decay: Literal["constant", "cosine", "plateau"] = "constant"
     final: Share = 0.1
     """Share of lr where cosine ends, and below which plateau does not go."""
@@ -185,7 +185,7 @@ class LossSection(Section):
 
     teacher: Share = 0.0
     """Weight of the teacher's velocity; the rest is flow matching."""
-    teacher_path: str | None = None
+    teacher_path: Place | None = None
     """The teacher's file; None: the model as it was at the start (with LoRA: the model without it)."""
 
     @model_validator(mode="after")
@@ -198,11 +198,11 @@ class LossSection(Section):
 class RampSection(Section):
     """How sparsity and FP8 set in: windows shrink from everything to the schedule's own over the first steps."""
 
-    steps: Annotated[int, Field(ge=0)] = 0
+    steps: Count = 0
     """Steps until the schedule is reached; 0: from the start."""
     stages: Positive = 4
     """In how many jumps; every jump is another set of block lists."""
-    fp8_after: Annotated[int, Field(ge=0)] = 0
+    fp8_after: Count = 0
     """Steps before which FP8 phases run in bf16."""
 
 
@@ -227,8 +227,8 @@ class Fp8LinearsSection(Section):
     """Linear layers of the blocks computed in FP8 (torchao), a switch apart from FP8 attention."""
 
     recipe: Literal["rowwise", "tensorwise"] = "rowwise"
-    skip_first: Annotated[int, Field(ge=0)] = 1
-    skip_last: Annotated[int, Field(ge=0)] = 1
+    skip_first: Count = 1
+    skip_last: Count = 1
     """Blocks at either end that stay in full precision."""
 
 
@@ -248,7 +248,7 @@ class PreviewSection(Section):
 
     every: Positive = 500
     captions: Annotated[tuple[str, ...], BeforeValidator(as_tuple), Field(min_length=1)] = ("",)
-    seeds: Annotated[tuple[int, ...], BeforeValidator(as_tuple), Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(as_tuple), Field(min_length=1)] = (0,)
     steps: Positive = 20
     cfg: Annotated[float, Field(gt=0)] = 5.0
     dense_twin: bool = True
@@ -258,16 +258,16 @@ class ValidationSection(Section):
     """The fixed measurement on held-out latents; ``every = 0`` measures at the end only."""
 
     sigmas: Sigmas = (0.98, 0.93, 0.85, 0.75, 0.6, 0.45, 0.3, 0.15)
-    every: Annotated[int, Field(ge=0)] = 0
+    every: Count = 0
     batch: Positive = 4
-    seed: int = 1234
+    seed: Seed = 1234
 
 
 class CheckpointSection(Section):
     """Where and how often the whole training state is written; ``every = 0`` writes at the end and on a signal only."""
 
-    dir: str
-    every: Annotated[int, Field(ge=0)] = 500
+    dir: Place
+    every: Count = 500
     keep: Positive = 2
     background: bool = True
     """Write while training goes on; the state is copied first."""
@@ -282,24 +282,24 @@ class EmaSection(Section):
 class OutputSection(Section):
     """Where logs, plots and the exported file go, and the export's precision."""
 
-    dir: str
+    dir: Place
     name: Annotated[str, Field(pattern=r"^[\w.+-]+$")]
     dtype: Literal["bf16", "fp32", "fp8"] = "bf16"
     """fp8: ComfyUI's own scaled FP8 form for the blocks' linear layers, the rest bf16."""
     tensorboard: bool = False
     report: bool = True
     """Write report.html and report.png when the run ends."""
-    dense_run: str | None = None
+    dense_run: Place | None = None
     """Output folder of a dense run, drawn beside this one in the report."""
 
 
 class RunConfig(Section):
     """One training run."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     dtype: Literal["fp32", "bf16"] = "fp32"
-    threads: Positive | None = None
+    threads: Threads | None = None
     activation_checkpointing: Literal["none", "full", "attention"] = "none"
     """What is recomputed in backward: nothing, whole blocks, or all of a block but its attention."""
     compile: bool = False

@@ -34,24 +34,37 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """
     path = Path(path) if path is not None else EMBEDDED
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors put a mark in front
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such configuration file; shipped: {_shipped()}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as text: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: is not TOML: {error}") from None
-    for override in overrides:
-        _override(table, override)
-    return check_config(table, str(path))
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder; name the TOML file in it") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # TOML's errors are such too, and so are those of text that is not UTF-8
+        kind = "TOML" if isinstance(error, tomllib.TOMLDecodeError) else "text in UTF-8"
+        raise ConfigError(f"{path}: is not {kind}: {error}; mend it there") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: is not TOML that can be used: its lists are nested too deeply") from None
+    return check_config(table, str(path), overrides)
 
 
-def check_config(table: dict[str, Any], source: str) -> RunConfig:
-    """Return the configuration that a nested dict says; raises ConfigError with one sentence."""
+def check_config(table: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return the configuration that a nested dict says, changed by ``a.b=value`` overrides.
+
+    Raises ConfigError with one sentence that begins with what is at fault: the source, or an override.
+    """
+    keys = [_override(table, override) for override in overrides]
     try:
         return RunConfig.model_validate(_expand(table, source))
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_sentence(error)}") from None
+        first = error.errors(include_url=False)[0]
+        place = tuple(map(str, first["loc"]))
+        last = dict(zip(keys, overrides))  # a key that is set twice has the last value
+        at_fault = [f"--set {said}" for key, said in last.items() if key == place[: len(key)]]
+        beside = [f"--set {said}" for key, said in last.items() if place == key[: len(place)]]
+        source = at_fault[-1] if at_fault else " with ".join([source, *beside])
+        raise ConfigError(f"{source}: {_sentence(first)}") from None
 
 
 def with_changes(config: RunConfig, **changes: Any) -> RunConfig:
@@ -78,21 +91,25 @@ def _shipped() -> str:
     return ", ".join(sorted(str(p.relative_to(PACK)) for p in CONFIGS.glob("*.toml"))) or "none"
 
 
-def _override(table: dict[str, Any], override: str) -> None:
+def _override(table: dict[str, Any], override: str) -> tuple[str, ...]:
+    """Set one key of the table and return where it is."""
     key, sign, text = override.partition("=")
-    keys = [part.strip() for part in key.split(".")]
+    keys = tuple(part.strip() for part in key.split("."))
     if not sign or not all(keys):
         raise ConfigError(f"--set {override}: write it as section.key=value, for example --set optim.steps=100")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        if text.lstrip()[:1] in tuple("[{\"'"):
+            raise ConfigError(f"--set {override}: its value is not TOML: {error}; quote the texts in it") from None
         value = text  # a bare word such as a path or a preset needs no quotes on the command line
     node = table
     for part in keys[:-1]:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
             raise ConfigError(f"--set {override}: {part} is a value, not a section")
-    node[keys[-1]] = value
+    node[keys[-1]] = _expand(value, f"--set {override}")
+    return keys
 
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
@@ -119,9 +136,8 @@ def _expand(value: Any, source: str) -> Any:
     return _VARIABLE.sub(replace, value)
 
 
-def _sentence(error: ValidationError) -> str:
-    """Return the first mistake as one sentence: key, value, fix."""
-    first = error.errors(include_url=False)[0]
+def _sentence(first: dict[str, Any]) -> str:
+    """Return a mistake as one sentence: key, value, fix."""
     key = ".".join(str(part) for part in first["loc"]) or "configuration"
     kind, value = first["type"], first.get("input")
     if kind == "extra_forbidden":
@@ -130,10 +146,40 @@ def _sentence(error: ValidationError) -> str:
         hint = _hint(str(last), known)
         return f"unknown key {key}{hint}; known here: {', '.join(known)}"
     if kind == "missing":
+        if isinstance(first["loc"][-1], int):
+            return f"{key.rpartition('.')[0]} has too few values; write the one at place {first['loc'][-1] + 1} too"
         return f"key {key} is missing; add it"
     if kind == "value_error":
         return f"{key}: {first['ctx']['error']}"
-    return f"{key} is {value!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    shown = repr(list(value) if isinstance(value, tuple) else value)
+    if len(shown) > 80:
+        shown = f"{shown[:60]}... ({len(shown)} characters)"
+    return f"{key} is {shown}: {_asked(kind, key, first)}"
+
+
+def _asked(kind: str, key: str, first: dict[str, Any]) -> str:
+    """Return what a value should be, in TOML's words and not in those of Python."""
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"should be a section, [{key}] in the file" if "." not in key else "should be a section of keys"
+    if kind == "tuple_type":
+        return "should be a list, [a, b, ...]"
+    if kind == "too_long":
+        return f"should be a list of {first['ctx']['max_length']}"
+    if kind == "string_pattern_mismatch":
+        return _PATTERNS.get(key.rpartition(".")[2], first["msg"])
+    if kind == "string_type":
+        return "should be text, in quotes"
+    if kind == "bool_type":
+        return "should be true or false"
+    if kind == "int_type":
+        return "should be a whole number without a point"
+    return f"{first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+_PATTERNS = {
+    "device": "should be auto, cpu, cuda, or one card such as cuda:1",
+    "name": "should have letters, digits and . _ + - only: it becomes a file's name",
+}
 
 
 def _keys_at(model: type[BaseModel], parents: Sequence[Any]) -> list[str]:

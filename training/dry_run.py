@@ -12,6 +12,7 @@ from .data.buckets import buckets_of, tokens
 from .data.settings import TEXT_TOKENS
 from .data.survey import survey
 from .distributed import DeviceError, World, pick_device
+from .fits import check_fits
 from .flops import WITH_BACKWARD, forward_flops
 from .memory import Plan, plan_memory, saved_bytes
 from .memory_advice import verdict
@@ -48,11 +49,12 @@ def phase_table(config: RunConfig, grid: TokenGrid, heads: int) -> tuple[list[st
 def describe_run(config: RunConfig, *, world: int | None = None, gpu_memory: float | None = None) -> str:
     """Return the plan as text, for ``world`` processes (None: as many as there are) and GPUs of ``gpu_memory`` GiB.
 
-    Raises ModelError if the model's file cannot be used, DeviceError for processes that do not divide as configured;
-    missing data are only named.
+    Raises ModelError or ConfigError if the model cannot be used for this, DeviceError for processes that do not divide
+    as configured; missing data are only named.
     """
     shape, grid = planned_shape(config.model), data_grid(config.data)
     processes = check_processes(config, world or int(os.environ.get("WORLD_SIZE", "1")))
+    check_fits(config, shape)
     # Asked about other machines, the plan is for GPUs, whatever this one has.
     cuda = gpu_memory is not None or world is not None or pick_device(config.device, World()).type == "cuda"
     lines, mean = phase_table(config, grid, shape.heads)

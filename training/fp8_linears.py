@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from .config import ConfigError
+from .fits import check_blocks
 from .model import WanTransformer3DModel
 from .torchao_guard import torchao
 
@@ -38,11 +38,7 @@ def use_fp8_linears(
     ``fully_shard``. Raises ConfigError with one sentence if torchao is missing or no block is left.
     """
     count, first, last = len(model.blocks), section.skip_first, section.skip_last
-    if first + last >= count:
-        raise ConfigError(
-            f"fp8_linears.skip_first {first} and skip_last {last} leave none of the model's {count} blocks; "
-            "lower them, or remove the section"
-        )
+    check_blocks(section, count)
     float8 = torchao("float8", "fp8_linears")
     device = torch.device(device) if device is not None else next(model.parameters()).device
     reason = _no_fp8_units(device)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .config import ConfigError
+from .fits import check_targets
 from .model import WanTransformer3DModel, model_shape
 from .names import ModelError, original_names
 
@@ -58,11 +58,7 @@ def add_lora(model: WanTransformer3DModel, section: LoraSection, seed: int) -> N
         raise ValueError("the model has adapters already; add them once")
     known = _linears(model)
     found = {_target(original) for original in known if original.startswith("blocks.")}
-    for target in section.targets:
-        if target not in found:
-            raise ConfigError(
-                f"lora.targets: no block has a linear layer '{target}'; they have {', '.join(sorted(found))}"
-            )
+    check_targets(section.targets, found)
     model.requires_grad_(False)
     alpha = section.alpha if section.alpha is not None else float(section.rank)
     for original, (_, layer) in known.items():

@@ -19,7 +19,8 @@ from .data.dataset import LatentPart
 from .data.settings import TEXT_TOKENS, DataConfig
 from .data.text import TEXT_DIM, ZEROS, read_text, text_files
 from .distributed import World, pick_device
-from .names import HEAD_DIM, ModelError, WanShape, planned_shape
+from .fits import check_fits
+from .names import HEAD_DIM, ModelError, planned_shape
 
 _log = logging.getLogger(__name__)
 
@@ -46,37 +47,17 @@ def data_grid(config: DataConfig) -> TokenGrid:
 
 
 def check_model(config: RunConfig) -> None:
-    """Refuse a model that cannot be trained, or not on these data, before anything is prepared; raises ModelError."""
+    """Refuse a model that cannot be trained, or not like this, before anything is prepared.
+
+    Raises ModelError or ConfigError with one sentence.
+    """
     shape = planned_shape(config.model)
     if shape.text_dim != TEXT_DIM:
         raise ModelError(
             f"the model takes text embeddings of width {shape.text_dim}, but Wan's have {TEXT_DIM}, the zero one too; "
             + (f"set model.text_dim to {TEXT_DIM}" if config.model.init == "random" else "use another model")
         )
-    _check_condition(config, shape)
-
-
-_NAMED = {
-    "none": "text-to-video (16 channels)",
-    "first": "image-to-video (36 channels: noise, mask and first frame)",
-    "first-last": "first-last-frame (36 channels: noise, mask, first and last frame)",
-}
-
-
-def _check_condition(config: RunConfig, shape: WanShape) -> None:
-    """Compare what the samples carry with what the model takes."""
-    said, model = config.data.condition, config.model.path or "the random model"
-    takes = {"t2v": "none", "i2v": "first", "flf": "first-last"}[shape.kind]
-    # A plain image-to-video model also learns from two frames: its picture tokens carry no position.
-    if said == takes or (said == "first-last" and takes == "first"):
-        return
-    fix = f"set data.condition to '{takes}'"
-    if takes == "first":
-        fix += " or 'first-last'"
-    raise ModelError(
-        f"{model}: a model for {_NAMED[takes]}, but data.condition is '{said}', which gives {_NAMED[said]}; {fix},"
-        " or train another model"
-    )
+    check_fits(config, shape)
 
 
 def check_folders(config: RunConfig) -> None:

@@ -27,7 +27,7 @@ class Saver:
     """The states of a run on disk: ``restore`` once at the start, ``save`` when due, ``finish`` at the end.
 
     Every process makes one and calls these in the same order. ``saved_step`` is the step of the newest state that is
-    complete on disk, None while there is none.
+    complete on disk, None while there is none; ``broken`` names what was not finite at the last save, None if all was.
     """
 
     def __init__(self, config: RunConfig, run: Training, world: World) -> None:
@@ -35,6 +35,7 @@ class Saver:
         self.folder = Path(config.checkpoint.dir)
         self.peers = Peers(world.rank, world.size)
         self.saved_step: int | None = None
+        self.broken: str | None = None
         self._base = base_of(config) if self.peers.is_main else None
         self._writing: _Writing | None = None
 
@@ -72,8 +73,9 @@ class Saver:
         if step == self.saved_step:
             return
         pieces = state_pieces(self.run, self.peers)
-        if broken := _not_finite(pieces, self.peers):
-            self._warn(f"state of step {step} not written: {broken} is not finite; the last good state stays")
+        self.broken = _not_finite(pieces, self.peers)
+        if self.broken:
+            self._warn(f"state of step {step} not written: {self.broken} is not finite; the last good state stays")
             return
         background = self.config.checkpoint.background
         if background:

@@ -60,6 +60,10 @@ def test_dry_run_plans_for_other_machines(config_file, capsys):
         (["--dry-run", "--world", "3"], "which 3 data-parallel processes cannot share equally; set optim.global_batch"),
         (["--dry-run", "--world", "2", "--set", "parallel.sequence=4"], "start a multiple of 4 (--world 4)"),
         (["--world", "2"], "--world and --gpu-memory belong to --dry-run"),
+        (["--dry-run", "--world", "2", "--set", "parallel.sequence=2"], "but the model has 1 heads of 128"),
+        (["--dry-run", "--set", "data.condition=first"], "a model for text-to-video (16 channels), but data.condition"),
+        (["--dry-run", "--set", 'lora.targets=["self_attn.k_proj"]'], "no block has a linear layer 'self_attn.k_proj'"),
+        (["--dry-run", "--set", "fp8_linears={}"], "leave none of the model's 2 blocks"),
     ],
 )
 def test_a_plan_that_cannot_be_is_one_sentence(config_file, capsys, arguments, words):

@@ -28,7 +28,7 @@ def test_embedded_default_is_the_tiny_one():
         ({"optim__lrr": 3}, r"unknown key optim.lrr \(did you mean lr\?\); known here: name, lr, betas"),
         ({"trainer": {}}, r"unknown key trainer; known here: seed, device"),
         ({"optim__lr": "fast"}, "optim.lr is 'fast': input should be a valid number"),
-        ({"optim__steps": True}, "optim.steps is True: input should be a valid integer"),
+        ({"optim__steps": True}, "optim.steps is True: should be a whole number without a point"),
         ({"optim__lr": -1.0}, "optim.lr is -1.0: input should be greater than 0"),
         ({"optim__betas": [0.9]}, "optim.betas"),
         ({"optim__betas": [0.9, 1.0]}, r"betas are \[0.9, 1.0\], both must be at least 0 and below 1"),
@@ -44,7 +44,18 @@ def test_embedded_default_is_the_tiny_one():
         ({"attention__backend": "flash"}, "backend is 'flash', it must be one of auto, triton-fp8"),
         ({"data__frames": 10}, "frames is 10, but Wan takes 4k"),
         ({"data__videoz": "x"}, r"unknown key data.videoz \(did you mean videos\?\)"),
-        ({"device": "gpu"}, "device is 'gpu'"),
+        ({"device": "gpu"}, "device is 'gpu': should be auto, cpu, cuda, or one card such as cuda:1"),
+        ({"optim": 3}, r"optim is 3: should be a section, \[optim\] in the file"),
+        ({"validation__sigmas": 0.5}, r"validation.sigmas is 0.5: should be a list, \[a, b, ...\]"),
+        ({"data__scale_range": [1.0, 2.0, 3.0]}, r"data.scale_range is \[1.0, 2.0, 3.0\]: should be a list of 2"),
+        ({"data__scale_range": [1.0]}, "data.scale_range has too few values; write the one at place 2 too"),
+        ({"data__flip": "no"}, "data.flip is 'no': should be true or false"),
+        ({"data__videos": ""}, "data.videos: '' names no file or folder; write its path"),
+        ({"output__dir": "a\0b"}, r"output.dir: 'a\\x00b' names no file or folder"),
+        ({"seed": 2**64}, "seed is 18446744073709551616: input should be less than"),
+        ({"preview": {"seeds": [-1]}}, "preview.seeds.0 is -1: input should be greater than or equal to 0"),
+        ({"optim__steps": 10**400}, r"optim.steps is 1000.*\.\.\. \(401 characters\)"),
+        ({"data__frames": 100001}, "data.frames is 100001: input should be less than or equal to 8193"),
         ({"flow__shift": 0.0}, "flow.shift is 0.0"),
         ({"validation__sigmas": []}, "validation.sigmas"),
         ({"output__name": "a/b"}, "output.name is 'a/b'"),
@@ -71,8 +82,45 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ConfigError, match="is not TOML"):
         load_config(bad)
     bad.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="cannot be read as text"):
+    with pytest.raises(ConfigError, match="is not text in UTF-8"):
         load_config(bad)
+    bad.write_text("a = " + "[" * 100_000)
+    with pytest.raises(ConfigError, match="nested too deeply"):
+        load_config(bad)
+    with pytest.raises(ConfigError, match="is a folder; name the TOML file in it"):
+        load_config(tmp_path)
+
+
+def test_a_file_of_windows_editors_is_read(tmp_path):
+    path = tmp_path / "notepad.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + (CONFIGS / "tiny.toml").read_bytes().replace(b"\n", b"\r\n"))
+    assert load_config(path) == load_config(CONFIGS / "tiny.toml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "start"),
+    [
+        (["optim.lr=x"], "--set optim.lr=x: optim.lr is 'x'"),
+        (["optim.lr=x", "optim.lr=y"], "--set optim.lr=y: optim.lr is 'y'"),
+        (["seed=1", "optim.warmup=500"], "TINY with --set optim.warmup=500: optim: warmup is 500 of 120 steps"),
+        (["optim.stepz=1"], "--set optim.stepz=1: unknown key optim.stepz"),
+        (["output.dir=${FPS_NONE}"], "--set output.dir=${FPS_NONE}: ${FPS_NONE} is not set"),
+        (["data.buckets=[[9,64]"], "--set data.buckets=[[9,64]: its value is not TOML"),
+        (["a=" + "[" * 5000], "--set a=["),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_said_of_it(overrides, start):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, overrides)
+    assert str(caught.value).startswith(start.replace("TINY", str(CONFIGS / "tiny.toml")))
+
+
+def test_an_override_stands_in_for_a_variable_that_is_not_set(monkeypatch, tmp_path):
+    monkeypatch.delenv("FPS_NONE", raising=False)
+    path = tmp_path / "run.toml"
+    text = (CONFIGS / "tiny.toml").read_text(encoding="utf-8")
+    path.write_text(text.replace("${CLIP:-", "${FPS_NONE}${CLIP:-"), encoding="utf-8")
+    assert load_config(path, ["data.videos=mine"]).data.videos == "mine"
 
 
 def test_overrides(tmp_path):

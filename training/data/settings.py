@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 LATENT_STRIDE = 16  # pixels per token: the VAE's 8 times the transformer's patch of 2
 TEXT_TOKENS = 512  # of Wan's text encoder; image-to-video attention finds the picture's tokens by this number
@@ -19,11 +19,24 @@ def _as_tuples(value: Any) -> Any:
     return tuple(as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
-Positive = Annotated[int, Field(gt=0)]
+def _place(value: str) -> str:
+    """Return what can be a path; an empty one would be the working folder."""
+    if not value.strip() or "\0" in value:
+        raise ValueError(f"{value!r} names no file or folder; write its path")
+    return value
+
+
+MOST = 2**31 - 1  # what torch and the file formats count with everywhere
+Positive = Annotated[int, Field(gt=0, le=MOST)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Threads = Annotated[int, Field(gt=0, le=1024)]
+Frames = Annotated[int, Field(gt=0, le=8193)]
 Side = Annotated[int, Field(gt=0, le=8192)]
+Place = Annotated[str, AfterValidator(_place)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Pair = Annotated[tuple[float, float], BeforeValidator(as_tuple)]
-Triples = Annotated[tuple[tuple[Positive, Side, Side], ...], BeforeValidator(_as_tuples)]
+Triples = Annotated[tuple[tuple[Frames, Side, Side], ...], BeforeValidator(_as_tuples)]
 
 
 class _Section(BaseModel):
@@ -36,9 +49,9 @@ class DataSet(_Section):
     name: Annotated[str, Field(pattern=r"^[\w.+-]+$")]
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Share of the samples that a run sees, relative to the other sets' weights, however large the sets are."""
-    videos: str | None = None
+    videos: Place | None = None
     """A folder (searched recursively) or one file, captions beside the files."""
-    file: str | None = None
+    file: Place | None = None
     """JSON lines: ``path`` (relative to the list), ``caption``, and if wanted ``start``, ``end`` (seconds), ``weight``
     (how many samples the clip gives, relative to the others)."""
     kind: Literal["videos", "images", "both"] = "videos"
@@ -57,11 +70,11 @@ class DataSet(_Section):
 class DataConfig(_Section):
     """Clips in, samples out. Unknown keys and wrong types are errors; so are sizes that Wan cannot take."""
 
-    videos: str | None = None
+    videos: Place | None = None
     """A folder of videos (searched recursively), or one video file; for more than one, ``sets``."""
     sets: Annotated[tuple[DataSet, ...], BeforeValidator(as_tuple)] = ()
     fps: Annotated[float, Field(gt=0, le=240)] = 16.0
-    frames: Positive = 29
+    frames: Frames = 29
     height: Side = 128
     width: Side = 192
     buckets: Triples = ()
@@ -85,17 +98,17 @@ class DataConfig(_Section):
     """What happens to a clip without a ``<clip>.txt`` beside it."""
     max_bad: Share = 0.05
     """Share of clips that may be unusable (listed in bad.jsonl) before the run is refused."""
-    text_encoder: str = "zeros"
+    text_encoder: Place = "zeros"
     """'zeros' (no text: every sample has the zero embedding) or a local folder with UMT5 and its tokenizer."""
     text_length: Positive = TEXT_TOKENS
     condition: Literal["none", "first", "first-last"] = "none"
     """What the model is given beside the text: nothing (T2V), the first frame (I2V), or first and last frame."""
-    image_encoder: str = "zeros"
+    image_encoder: Place = "zeros"
     """'zeros' or a local folder with the CLIP vision model (ViT-H) of Wan's image-to-video models."""
-    workers: Positive = 4
+    workers: Threads = 4
     """Threads that decode clips ahead while the VAE encodes."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    cache: str = ".cache/latents"
+    seed: Seed = 0
+    cache: Place = ".cache/latents"
 
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:

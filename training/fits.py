@@ -1,0 +1,81 @@
+"""What a configuration asks of its model: told from the model's shape alone, before weights or data are touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from .config import ConfigError
+from .names import HEAD_DIM, ModelError, WanShape
+
+if TYPE_CHECKING:
+    from .config import Fp8LinearsSection, RunConfig
+
+_NAMED = {
+    "none": "text-to-video (16 channels)",
+    "first": "image-to-video (36 channels: noise, mask and first frame)",
+    "first-last": "first-last-frame (36 channels: noise, mask, first and last frame)",
+}
+
+
+def check_fits(config: RunConfig, shape: WanShape) -> None:
+    """Refuse what a model of this shape cannot do; raises ModelError or ConfigError with one sentence."""
+    _check_condition(config, shape)
+    check_heads(config.parallel.sequence, shape.heads)
+    if config.lora is not None:
+        check_targets(config.lora.targets, block_linears(shape))
+    if config.fp8_linears is not None:
+        check_blocks(config.fp8_linears, shape.layers)
+
+
+def block_linears(shape: WanShape) -> list[str]:
+    """Return the original names of a block's linear layers, without the block."""
+    start, end = "blocks.0.", ".weight"
+    return [
+        name[len(start) : -len(end)]
+        for name, size in shape.tensors().items()
+        if name.startswith(start) and name.endswith(end) and len(size) == 2
+    ]
+
+
+def check_targets(targets: Iterable[str], found: Iterable[str]) -> None:
+    """Refuse a LoRA's target that is none of the linear layers of a block; raises ConfigError."""
+    found = sorted(set(found))
+    for target in targets:
+        if target not in found:
+            raise ConfigError(f"lora.targets: no block has a linear layer '{target}'; they have {', '.join(found)}")
+
+
+def check_blocks(section: Fp8LinearsSection, count: int) -> None:
+    """Refuse FP8 linear layers in none of so many blocks; raises ConfigError."""
+    first, last = section.skip_first, section.skip_last
+    if first + last >= count:
+        raise ConfigError(
+            f"fp8_linears.skip_first {first} and skip_last {last} leave none of the model's {count} blocks; "
+            "lower them, or remove the section"
+        )
+
+
+def check_heads(sequence: int, heads: int) -> None:
+    """Refuse processes that cannot share so many heads; raises ConfigError."""
+    if heads % sequence:
+        raise ConfigError(
+            f"parallel.sequence is {sequence}, but the model has {heads} heads of {HEAD_DIM}; "
+            f"choose a divisor of {heads}"
+        )
+
+
+def _check_condition(config: RunConfig, shape: WanShape) -> None:
+    """Compare what the samples carry with what the model takes."""
+    said, model = config.data.condition, config.model.path or "the random model"
+    takes = {"t2v": "none", "i2v": "first", "flf": "first-last"}[shape.kind]
+    # A plain image-to-video model also learns from two frames: its picture tokens carry no position.
+    if said == takes or (said == "first-last" and takes == "first"):
+        return
+    fix = f"set data.condition to '{takes}'"
+    if takes == "first":
+        fix += " or 'first-last'"
+    raise ModelError(
+        f"{model}: a model for {_NAMED[takes]}, but data.condition is '{said}', which gives {_NAMED[said]}; {fix},"
+        " or train another model"
+    )
