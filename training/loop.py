@@ -84,7 +84,7 @@ def fit(
     if config.threads:
         torch.set_num_threads(config.threads)
     run = assemble(config, world, device, model, empty_text)
-    saver = Saver(config, run, world)
+    saver = Saver(config, run, world, train.fingerprint() if hasattr(train, "fingerprint") else None)
     saver.restore(resume)
     folder = Path(config.output.dir) if world.is_main else None
     about = about_run(config, world, device, parameters=sum(p.numel() for p in run.model.parameters()))

@@ -26,12 +26,13 @@ _log = logging.getLogger(__name__)
 class Saver:
     """The states of a run on disk: ``restore`` once at the start, ``save`` when due, ``finish`` at the end.
 
-    Every process makes one and calls these in the same order. ``saved_step`` is the step of the newest state that is
-    complete on disk, None while there is none; ``broken`` names what was not finite at the last save, None if all was.
+    Every process makes one and calls these in the same order; ``data`` is what tells the run's samples from others.
+    ``saved_step`` is the step of the newest state that is complete on disk, None while there is none; ``broken`` names
+    what was not finite at the last save, None if all was.
     """
 
-    def __init__(self, config: RunConfig, run: Training, world: World) -> None:
-        self.config, self.run = config, run
+    def __init__(self, config: RunConfig, run: Training, world: World, data: str | None = None) -> None:
+        self.config, self.run, self.data = config, run, data
         self.folder = Path(config.checkpoint.dir)
         self.peers = Peers(world.rank, world.size)
         self.saved_step: int | None = None
@@ -61,6 +62,12 @@ class Saver:
         path, manifest = found
         self.peers.main(lambda: check_same_run(manifest, self.config, self._base, path))
         self._read(path, manifest)
+        before = manifest.get("data")
+        if None not in (before, self.data) and before != self.data:
+            self._warn(
+                f"the samples are not those that the run has seen until {path.name}: clips, captions or the VAE have "
+                "changed; it goes on with these, in another order"
+            )
         _log.info("going on from %s", path)
 
     def save(self) -> None:
@@ -125,6 +132,7 @@ class Saver:
             "plateau": None if plateau is None else plateau.state_dict(),
             "torch": torch.__version__,
             "base": self._base,
+            "data": self.data,
             "config": self.config.model_dump(mode="json"),
         }
 

@@ -80,6 +80,19 @@ def test_everything_comes_back(make_config, name):
     assert equal(copies(other), copies(run))
 
 
+@pytest.mark.parametrize(("now", "warns"), [("these", False), ("others", True), (None, False)])
+def test_samples_that_changed_are_told(make_config, caplog, now, warns):
+    config, world = make_config(), World()
+    run = new_run(config)
+    train(run, 1)
+    saver = Saver(config, run, world, "these")
+    saver.save()
+    saver.finish()
+    Saver(config, new_run(config), world, now).restore("auto")
+    assert [text for text in told(caplog) if "samples are not those" in text] == told(caplog)
+    assert bool(told(caplog)) == warns
+
+
 def test_a_state_written_beside_training_is_that_of_its_step(make_config, monkeypatch, tmp_path):
     started, go_on = threading.Event(), threading.Event()
     real = state.write_pieces
