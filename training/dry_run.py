@@ -14,7 +14,7 @@ from .data.survey import survey
 from .distributed import DeviceError, World, pick_device
 from .fits import check_fits
 from .flops import WITH_BACKWARD, forward_flops
-from .memory import Plan, plan_memory, saved_bytes
+from .memory import Plan, copied_bytes, plan_memory, saved_bytes
 from .memory_advice import verdict
 from .names import HEAD_DIM, WanShape, planned_shape
 from .prepare import compute_dtype, data_grid
@@ -80,7 +80,7 @@ def describe_run(config: RunConfig, *, world: int | None = None, gpu_memory: flo
         *(f"             {verdict(config, shape, largest_grid(config), processes, size)}" for size in asked),
         *(f"{'' if number else 'data':<12} {line}" for number, line in enumerate(told)),
         f"vae          {config.vae.path}{_missing(config.vae.path)}",
-        *_disk(config, shape, grid, samples),
+        *_disk(config, shape, grid, samples, copied_bytes(config, shape, processes)),
     ]
     return "\n".join(out)
 
@@ -141,8 +141,8 @@ def _work(config: RunConfig, shape: WanShape, grid: TokenGrid, density: float) -
     return f"{of(density) / 1e12:,.2f} TFLOP per step, {of(1.0) / 1e12:,.2f} with dense attention"
 
 
-def _disk(config: RunConfig, shape: WanShape, grid: TokenGrid, samples: int) -> list[str]:
-    """Return what a run writes: states, the export, and the cache of latents and texts."""
+def _disk(config: RunConfig, shape: WanShape, grid: TokenGrid, samples: int, copied: int) -> list[str]:
+    """Return what a run writes: states, from ``copied`` bytes of memory, the export, and the cache."""
     state, trainable = saved_bytes(config, shape)
     numbers = shape.parameters if config.lora is None else trainable
     width = {"bf16": 2, "fp32": 4, "fp8": 1}[config.output.dtype]
@@ -150,6 +150,7 @@ def _disk(config: RunConfig, shape: WanShape, grid: TokenGrid, samples: int) -> 
     out = [
         f"checkpoints  {checkpoint.dir}: {checkpoint.keep} x {_size(state)}, one more while it is written: "
         f"{_size((checkpoint.keep + 1) * state)}",
+        *([f"             written from a copy: {_size(copied)} of CPU memory for each process"] if copied else []),
         f"output       {Path(config.output.dir) / config.output.name}.safetensors: {_size(numbers * width)}",
     ]
     if samples:

@@ -134,6 +134,14 @@ def saved_bytes(config: RunConfig, shape: WanShape) -> tuple[int, int]:
     return 4 * weights.numbers + weights.moments + weights.average, weights.numbers
 
 
+def copied_bytes(config: RunConfig, shape: WanShape, world: int = 1) -> int:
+    """Return the CPU memory of each process that a state takes which is copied to be written in the background."""
+    if not config.checkpoint.background:
+        return 0
+    weights = _Weights(config, shape, _spread(config, world))
+    return weights.gradients + weights.moments + weights.average  # what is trained is as large as its gradients
+
+
 def fused_norms() -> bool:
     """Return True if this torch has the RMS norm that keeps its input only."""
     return hasattr(torch.ops.aten, "_fused_rms_norm")

@@ -16,7 +16,7 @@ from .data.buckets import buckets_of, latent_shape
 from .data.cache import build_cache
 from .data.condition import image_identity
 from .data.dataset import LatentPart
-from .data.settings import TEXT_TOKENS, DataConfig
+from .data.settings import DataConfig
 from .data.text import TEXT_DIM, ZEROS, read_text, text_files
 from .distributed import World, pick_device
 from .fits import check_fits
@@ -124,10 +124,4 @@ def prepare_data(config: RunConfig, world: World, *, progress: bool = True) -> P
     if config.data.text_encoder != ZEROS:
         # Cached above: no rank loads the encoder for it.
         empty = text_files(config.data, [""], Path(config.data.cache).expanduser())[""]
-    return Prepared(dataset.train, dataset.val, data_grid(config.data), _empty_text(config.data, empty))
-
-
-def _empty_text(config: DataConfig, file: Path | None) -> torch.Tensor:
-    if file is None and config.condition != "none":
-        return torch.zeros(TEXT_TOKENS, TEXT_DIM)  # as the samples of such data have it
-    return read_text(file, config.text_length)
+    return Prepared(dataset.train, dataset.val, data_grid(config.data), read_text(empty, config.data.text_length))

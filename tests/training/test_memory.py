@@ -8,7 +8,7 @@ from fpsattention.kernels.grid import TokenGrid
 from fpsattention.training.assemble import assemble
 from fpsattention.training.config import LoraSection
 from fpsattention.training.distributed import World, open_world
-from fpsattention.training.memory import MOMENTS, plan_memory
+from fpsattention.training.memory import MOMENTS, copied_bytes, plan_memory, saved_bytes
 from fpsattention.training.memory_constants import CUDA, OUTSIDE, UNFUSED
 from fpsattention.training.memory_measure import Case, Live, block_cost, measure, outside_cost
 from fpsattention.training.model import random_model
@@ -65,6 +65,14 @@ def test_full_size_within_five_percent(make_config, dtype, recompute, lora):
     predicted = sum(size for name, size in plan.gpu.items() if name not in assumed)
     assert plan.moment in MOMENTS[:2]
     assert predicted == pytest.approx(found.weights + found.backward_peak, rel=0.05)
+
+
+def test_a_state_written_in_the_background_is_copied_first(make_config):
+    shape, config = WanShape(256, 1024, 3, text_dim=16), make_config(ema={"decay": 0.9})
+    whole, _ = saved_bytes(config, shape)
+    assert copied_bytes(config, shape) == whole
+    assert whole / 4 <= copied_bytes(config, shape, world=4) <= 1.01 * whole / 4  # rows are dealt out whole
+    assert copied_bytes(make_config(checkpoint__background=False), shape) == 0
 
 
 def sample(number: int, size: tuple[int, int, int]) -> dict:

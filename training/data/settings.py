@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 LATENT_STRIDE = 16  # pixels per token: the VAE's 8 times the transformer's patch of 2
-TEXT_TOKENS = 512  # of Wan's text encoder; image-to-video attention finds the picture's tokens by this number
+TEXT_TOKENS = 512  # of Wan's text encoder
+
+_MOST_UNEVEN = 1_000_000  # the order of samples is laid out in stretches that hold every set twice
 
 
 def as_tuple(value: Any) -> Any:
@@ -138,6 +140,13 @@ class DataConfig(_Section):
             raise ValueError("videos is missing; name a folder of clips, or write one [[data.sets]] per data set")
         if self.videos is not None and self.sets:
             raise ValueError("videos and sets exclude each other; write the folder as one more [[data.sets]]")
+        if self.sets:
+            least, most = (by(self.sets, key=lambda one: one.weight) for by in (min, max))
+            if least.weight * _MOST_UNEVEN < most.weight:
+                raise ValueError(
+                    f"set '{least.name}' has weight {least.weight:g}, less than one sample in {_MOST_UNEVEN:,} of set "
+                    f"'{most.name}' with {most.weight:g}; raise it, or remove the set"
+                )
         names = [one.name for one in self.sets]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

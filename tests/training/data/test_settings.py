@@ -36,6 +36,7 @@ def test_defaults_and_lists_from_toml():
         ({"videos": None, "sets": [{"name": "a"}]}, "set 'a' has neither videos nor file"),
         ({"videos": None, "sets": [{**A, "file": "l"}]}, "set 'a' has both videos and file"),
         ({"videos": None, "sets": [{**A, "weight": 0.0}]}, "greater than 0"),
+        ({"videos": None, "sets": [A, {**B, "weight": 1e-9}]}, "set 'b' has weight 1e-09, less than one sample in 1,0"),
         ({"videos": None, "sets": [{**A, "kind": "audio"}]}, "'videos', 'images' or 'both'"),
         ({"videos": None, "sets": [{**A, "name": "a/b"}]}, "match pattern"),
         ({"buckets": [[29, 128, 192], [30, 128, 192]]}, r"buckets\[1\] frames is 30, but Wan takes 4k"),
