@@ -237,10 +237,11 @@ def _shortfalls(results: Results, core, density) -> str:
 
 
 _DIRECTION = (
-    "The constant window is compared with the paper's sparse-dense-medium and with dense-medium-sparse (dense first), "
-    "all of mean density 25 %; this order was fixed before anything was run, sparse-dense-medium against constant "
-    "being the question. Each schedule has a third of the trajectory per phase: 8.3, 50 and 16.7 % of the pairs, full "
-    "time. Noise levels are the middles of nine equal parts of the trajectory."
+    "A constant window is compared with the paper's sparse-dense-medium and with dense-medium-sparse (dense first), all "
+    "of mean density 25 %. Which schedules, and sparse-dense-medium against constant as the question, was fixed before "
+    "any of them was trained or sampled; the windows' shapes (tall: more rows than columns; flat: the reverse) were "
+    "chosen by the training-free losses below. Each schedule has a third of the trajectory per phase: 8.3, 50 and 16.7 % "
+    "of the pairs, full time. Noise levels are the middles of nine equal parts of the trajectory."
 )
 _QUANTIZATION = (
     "Attention's output on the base's own Q, K and V, mean over layers and noise levels. Q and K are rounded, P and V "

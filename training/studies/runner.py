@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,7 +112,10 @@ def write_results(store: Store, todo: Sequence[Job], facts: dict[str, Any], path
     found = {job.key: result for job in todo if (result := store.get(job)) is not None}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
-    partial.write_text(json.dumps({"conditions": facts, "results": found}, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps({"conditions": facts, "results": found}, indent=1)
+    # A list of numbers on one line.
+    text = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda match: f"[{' '.join(match.group(1).split())}]", text)
+    partial.write_text(text + "\n", encoding="utf-8")
     partial.replace(path)
 
 
