@@ -14,7 +14,7 @@ import torch
 from .attention import attention_state
 from .config import ConfigError, RunConfig
 from .distributed import World
-from .fits import check_heads
+from .fits import check_heads, check_teacher
 from .model import WanTransformer3DModel, build, keep_full_precision, model_shape, starting_model
 from .parallel.shard import is_sharded, local_parameters, shard_model
 from .ramp import Ramp
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .weights import Weights
 
 _log = logging.getLogger(__name__)
+GRAPHS = 64  # of a compiled block
 
 
 def assemble(
@@ -143,11 +144,7 @@ def _teacher_model(
         from .teacher import frozen_copy
 
         teacher = frozen_copy(model)
-    if model_shape(teacher) != model_shape(model):
-        raise ConfigError(
-            f"loss.teacher_path {config.loss.teacher_path} holds {model_shape(teacher)}, but the trained model is "
-            f"{model_shape(model)}; name a teacher of the same shape"
-        )
+    check_teacher(config.loss.teacher_path, model_shape(teacher), model_shape(model))
     teacher.eval().requires_grad_(False)
     if config.dtype == "bf16":
         halve_frozen(teacher)
@@ -175,6 +172,15 @@ def halve_frozen(model: WanTransformer3DModel) -> None:
                 parameter.data = parameter.data.to(torch.bfloat16)
 
 
+def _compile(model: WanTransformer3DModel) -> None:
+    """Compile every block; all share their graphs: one per phase, size of samples, and training or validation."""
+    limits = torch._dynamo.config
+    if hasattr(limits, "recompile_limit"):  # torch 2.6 or newer; beyond its 8 graphs blocks would run uncompiled
+        limits.recompile_limit = max(limits.recompile_limit, GRAPHS)
+    for block in model.blocks:
+        block.compile()
+
+
 def _spread(config: RunConfig, model: WanTransformer3DModel, world: World, device: torch.device) -> None:
     """Wrap the model for recomputation, compilation, shared tokens and shards, as configured."""
     from .parallel.recompute import recompute_blocks
@@ -184,8 +190,7 @@ def _spread(config: RunConfig, model: WanTransformer3DModel, world: World, devic
     if any(parameter.requires_grad for parameter in model.parameters()):
         recompute_blocks(model, config.activation_checkpointing)
     if config.compile:
-        for block in model.blocks:
-            block.compile()
+        _compile(model)
     if world.sequence_size > 1:
         from .parallel.sequence import SequenceGroup, share_tokens
 

@@ -135,11 +135,19 @@ def fit(
         bar.close()
         journal.close()
     if folder is not None and journal.records and config.output.report:
-        write_report(folder)
+        _report(folder)
     if run.ema is not None and not stopped:
         run.ema.keep()
     seconds = time.monotonic() - run.started
     return FitResult(run.model, run.step, stopped, journal.records, final, seconds, run.skipped, saver.saved_step)
+
+
+def _report(folder: Path) -> None:
+    """Write the report; whatever keeps it from being drawn must not keep the trained weights from their file."""
+    try:
+        write_report(folder)
+    except Exception as error:
+        _log.warning("the report is not written: %s; python -m training.report %s tries again", error, folder)
 
 
 def _one_step(run: Training, plan: Callable, loader: Loader) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from fpsattention.training import step
-from fpsattention.training.assemble import assemble
+from fpsattention.training import loop, step
+from fpsattention.training.assemble import GRAPHS, assemble
 from fpsattention.training.config import ConfigError
 from fpsattention.training.distributed import World
 from fpsattention.training.flow import draw
@@ -109,6 +109,22 @@ def test_a_plateau_needs_held_out_samples(make_config, samples):
         fit(config, samples, progress=None)
 
 
+def test_a_report_that_cannot_be_drawn_does_not_cost_the_weights(make_config, samples, monkeypatch, caplog, tmp_path):
+    def fail(_folder):
+        raise ValueError("no font")
+
+    monkeypatch.setattr(loop, "write_report", fail)
+    result = fit(make_config(optim__steps=1, optim__warmup=0), samples, progress=None)
+    assert result.step == 1 and result.saved == 1
+    assert f"the report is not written: no font; python -m training.report {tmp_path / 'out'} tries" in caplog.text
+
+
+def test_compiled_blocks_may_have_many_graphs(make_config, monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    assemble(make_config(compile=True), World(), torch.device("cpu"))  # compiles when it first runs
+    assert torch._dynamo.config.recompile_limit == GRAPHS
+
+
 def test_resume_refuses_another_run(make_config, samples, tmp_path):
     fit(make_config(), samples, progress=None)
     with pytest.raises(ConfigError, match="already holds 2 checkpoints up to step 6; go on with --resume auto"):
@@ -196,6 +212,13 @@ def test_a_bad_step_changes_nothing_and_repeated_ones_end_the_run(make_config, s
     with pytest.raises(NonFiniteError, match=r"not finite 2 steps in a row, last at step 3 \(samples \["):
         fit(make_config(optim__nonfinite_limit=2, checkpoint__dir=config.checkpoint.dir + "2"), samples,
             progress=None, on_step=remember)  # fmt: skip
+
+
+def test_a_run_that_ends_with_infinite_weights_hands_nothing_on(make_config, samples):
+    config = make_config(optim__lr=1.0, optim__weight_decay=1e300, optim__steps=2, optim__warmup=0)
+    with pytest.raises(NonFiniteError, match=r"is not finite after step 2, so nothing is exported; lower optim.lr"):
+        fit(config, samples, samples[:1], progress=None)
+    assert not list(Path(config.checkpoint.dir).glob("step-*"))
 
 
 def test_average_is_what_is_validated_and_returned(make_config, samples):
