@@ -32,17 +32,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(args: argparse.Namespace) -> Path:
+    from .config import ConfigError
     from .export_file import convert
     from .export_saved import export_state, find_state
 
+    if args.out is not None and args.out.is_dir():
+        raise ConfigError(
+            f"--out {args.out}: is a folder; name the file in it, for example {args.out / 'my.safetensors'}"
+        )
     state = find_state(args.source)
     if state is not None:
         return export_state(state, args.out, args.dtype, average=not args.no_average)
     if args.out is None:
-        args.out = Path(args.source.name).with_suffix("").name + f"-{args.dtype or 'bf16'}.safetensors"
+        name = args.source.expanduser().resolve()  # "." has none
+        args.out = (name.stem if name.is_file() else name.name or "model") + f"-{args.dtype or 'bf16'}.safetensors"
     if Path(args.out).exists() and Path(args.out).resolve() == args.source.resolve():
-        from .config import ConfigError
-
         raise ConfigError(f"{args.out}: is what is read; write to another file with --out")
     return convert(args.source, args.out, args.dtype or "bf16")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ..kernels.checkpoint import HeaderError
 from .config import ConfigError
-from .names import HEAD_DIM, ModelError, WanShape
+from .names import HEAD_DIM, KINDS, ModelError, WanShape, read_shape
 
 if TYPE_CHECKING:
     from .config import Fp8LinearsSection, RunConfig
@@ -26,6 +27,12 @@ def check_fits(config: RunConfig, shape: WanShape) -> None:
         check_targets(config.lora.targets, block_linears(shape))
     if config.fp8_linears is not None:
         check_blocks(config.fp8_linears, shape.layers)
+    if config.loss.teacher_path is not None:
+        try:
+            teacher = read_shape(config.loss.teacher_path)
+        except (HeaderError, ModelError) as error:
+            raise ModelError(f"loss.teacher_path: {error}") from None
+        check_teacher(config.loss.teacher_path, teacher, shape)
 
 
 def block_linears(shape: WanShape) -> list[str]:
@@ -63,6 +70,20 @@ def check_heads(sequence: int, heads: int) -> None:
             f"parallel.sequence is {sequence}, but the model has {heads} heads of {HEAD_DIM}; "
             f"choose a divisor of {heads}"
         )
+
+
+def check_teacher(path: str | None, teacher: WanShape, shape: WanShape) -> None:
+    """Refuse a teacher of another shape than the model's; raises ConfigError."""
+    if teacher != shape:
+        raise ConfigError(
+            f"loss.teacher_path {path} holds a model of {_told(teacher)}, but the trained model has {_told(shape)}; "
+            "name a teacher of the same shape"
+        )
+
+
+def _told(shape: WanShape) -> str:
+    kind = KINDS[shape.kind]
+    return f"dim {shape.dim}, ffn {shape.ffn_dim}, {shape.layers} layers, text {shape.text_dim} ({kind})"
 
 
 def _check_condition(config: RunConfig, shape: WanShape) -> None:

@@ -62,7 +62,12 @@ def check_model(config: RunConfig) -> None:
 
 def check_folders(config: RunConfig) -> None:
     """Refuse folders that cannot be written before any work is done for them; raises ConfigError."""
-    for key, text in (("output.dir", config.output.dir), ("checkpoint.dir", config.checkpoint.dir)):
+    folders = {
+        "output.dir": config.output.dir,
+        "checkpoint.dir": config.checkpoint.dir,
+        "data.cache": config.data.cache,
+    }
+    for key, text in folders.items():
         folder = Path(text).expanduser().absolute()
         nearest = next(path for path in (folder, *folder.parents) if path.exists())
         if not nearest.is_dir():

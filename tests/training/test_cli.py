@@ -16,6 +16,7 @@ from fpsattention.training.data.errors import DataError
 from safetensors import SafetensorError
 
 ROOT = Path(__file__).resolve().parents[2]
+TINY = (ROOT / "training/assets/wan2.1-tiny-t2v.safetensors").as_posix()
 
 
 @pytest.fixture
@@ -63,6 +64,14 @@ def test_dry_run_plans_for_other_machines(config_file, capsys):
         (["--dry-run", "--world", "2", "--set", "parallel.sequence=2"], "but the model has 1 heads of 128"),
         (["--dry-run", "--set", "data.condition=first"], "a model for text-to-video (16 channels), but data.condition"),
         (["--dry-run", "--set", 'lora.targets=["self_attn.k_proj"]'], "no block has a linear layer 'self_attn.k_proj'"),
+        (
+            ["--dry-run", "--set", 'loss={teacher=0.5,teacher_path="no.safetensors"}'],
+            "loss.teacher_path: there is no file",
+        ),
+        (
+            ["--dry-run", "--set", f'loss={{teacher=0.5,teacher_path="{TINY}"}}'],
+            "holds a model of dim 256, ffn 512, 4 layers, text 4096 (text-to-video), but the trained model has dim 128",
+        ),
         (["--dry-run", "--set", "fp8_linears={}"], "leave none of the model's 2 blocks"),
     ],
 )

@@ -149,6 +149,13 @@ def test_variables_in_paths(make_config, monkeypatch):
         make_config(data__videos="${FPS_TEST_NONE}/a")
 
 
+def test_the_home_folder_may_be_written_short(make_config, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/she")
+    config = make_config(output__dir="~/out", vae__path="~/vae.safetensors", data__text_encoder="zeros")
+    assert (config.output.dir, config.vae.path) == ("/home/she/out", "/home/she/vae.safetensors")
+    assert config.data.text_encoder == "zeros" and make_config(output__dir="a~b").output.dir == "a~b"
+
+
 def test_changes_are_checked_again(make_config):
     config = make_config()
     dense = with_changes(config, attention__schedule="dense", optim__lr=1e-4, ema={"decay": 0.5})

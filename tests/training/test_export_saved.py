@@ -108,6 +108,8 @@ def test_states_that_cannot_be_used(make_config, model, tmp_path, capsys):
     blocked.write_text("")
     assert run(export_cli, state, "--out", blocked / "a.safetensors") == 2
     assert "could not be written" in capsys.readouterr().err
+    assert run(export_cli, state, "--out", tmp_path) == 2
+    assert "is a folder; name the file in it" in capsys.readouterr().err
 
 
 def test_other_models_are_converted(tmp_path, capsys, monkeypatch):
@@ -119,6 +121,9 @@ def test_other_models_are_converted(tmp_path, capsys, monkeypatch):
     assert all(torch.equal(found[name], state[name]) for name in state)
     assert run(export_cli, "pipeline-bf16.safetensors", "--out", tmp_path / "pipeline-bf16.safetensors") == 2
     assert "is what is read; write to another file" in capsys.readouterr().err
+    monkeypatch.chdir(pipeline)
+    assert run(export_cli, ".") == 0 and (pipeline / "pipeline-bf16.safetensors").is_file()
+    capsys.readouterr()
     assert run(export_cli, tmp_path / "nothing") == 2
     assert capsys.readouterr().err.startswith("error: there is no file")
 

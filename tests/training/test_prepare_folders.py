@@ -8,7 +8,7 @@ from fpsattention.training.config_file import as_override, load_config
 from fpsattention.training.prepare import check_folders
 
 
-@pytest.mark.parametrize("key", ["output.dir", "checkpoint.dir"])
+@pytest.mark.parametrize("key", ["output.dir", "checkpoint.dir", "data.cache"])
 def test_a_file_in_a_folders_place_is_told_at_once(key, tmp_path):
     file = tmp_path / "plain"
     file.touch()

@@ -92,7 +92,7 @@ class ImageEncoder:
             where = inner if inner.is_dir() else path
             model = CLIPVisionModel.from_pretrained(where, local_files_only=True, dtype=torch.float32)
         except (OSError, ValueError, ImportError, RuntimeError) as error:
-            first = str(error).splitlines()[0]
+            first = str(error).splitlines()[0].split(". ")[0]  # some go on with all models that there are
             raise DataError(
                 f"{path}: the CLIP vision model does not load ({first}); set data.image_encoder to its folder."
             ) from error

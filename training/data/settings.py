@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -22,10 +23,10 @@ def _as_tuples(value: Any) -> Any:
 
 
 def _place(value: str) -> str:
-    """Return what can be a path; an empty one would be the working folder."""
+    """Return what can be a path, with the home folder for ``~``; an empty one would be the working folder."""
     if not value.strip() or "\0" in value:
         raise ValueError(f"{value!r} names no file or folder; write its path")
-    return value
+    return os.path.expanduser(value)
 
 
 MOST = 2**31 - 1  # what torch and the file formats count with everywhere

@@ -89,7 +89,7 @@ class _Umt5:
             self.tokenizer = AutoTokenizer.from_pretrained(tokens, local_files_only=True)
             self.model = UMT5EncoderModel.from_pretrained(weights, local_files_only=True, dtype=torch.bfloat16)
         except (OSError, ValueError, ImportError) as error:
-            first = str(error).splitlines()[0]
+            first = str(error).splitlines()[0].split(". ")[0]  # some go on with all models that there are
             raise DataError(f"{folder}: UMT5 does not load ({first}); set data.text_encoder to its folder.") from error
         if self.model.config.d_model != TEXT_DIM:
             raise DataError(
