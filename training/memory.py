@@ -18,6 +18,7 @@ from ..kernels.grid import TokenGrid
 from .config import RunConfig
 from .memory_constants import OUTSIDE, OUTSIDE_PER_TOKEN, ROTARY_PER_TOKEN, TEXT, TEXT_OUTSIDE, BlockCost, block_cost
 from .names import HEAD_DIM, WanShape
+from .optimizer import BLOCK, SMALL
 
 GIB = 2**30
 # Assumed: CUDA's context with the libraries' workspaces, what NCCL takes for its rings, and what torch's allocator
@@ -30,7 +31,6 @@ IN_FLIGHT = 2
 # Bytes per number of the largest parameter that AdamW with 8-bit moments unpacks for a moment. Compiled, which it is on
 # a GPU, it needs none of them; this is the plain form, measured.
 UNPACKED = 32
-EIGHT_BIT_BLOCK = 128
 MOMENTS = ("last block's backward", "first block's backward", "optimizer step", "teacher's forward")
 
 
@@ -174,7 +174,7 @@ class _Weights:
         last = ("blocks.0.", "patch_", "text_", "time_", "img_")
         self.unmade = sum(self._share(size) for name, size in trainable.items() if name.startswith(last)) * 4
         """Gradients that are not there yet when the first block is recomputed: its own, and the embeddings'."""
-        self.moments = sum(self._moments(name, size) for name, size in trainable.items())
+        self.moments = sum(self._moments(size) for size in trainable.values())
         self.average = self.gradients if config.ema is not None else 0
         largest = max(self._share(size) for size in trainable.values())
         self.scratch = UNPACKED * largest if config.optim.name == "adamw-8bit" else 0
@@ -185,11 +185,11 @@ class _Weights:
             return math.prod(size)
         return math.ceil(size[0] / self.spread.parts) * math.prod(size[1:])
 
-    def _moments(self, name: str, size: tuple[int, ...]) -> int:
+    def _moments(self, size: tuple[int, ...]) -> int:
         numbers = self._share(size)
-        matrix = len(size) == 2 and size[1] % EIGHT_BIT_BLOCK == 0 and math.prod(size) >= 4096
+        matrix = len(size) == 2 and size[1] % BLOCK == 0 and math.prod(size) >= SMALL
         if self.config.optim.name == "adamw-8bit" and matrix:
-            return 2 * numbers + 2 * 4 * math.ceil(numbers / EIGHT_BIT_BLOCK)
+            return 2 * numbers + 2 * 4 * math.ceil(numbers / BLOCK)
         return 8 * numbers
 
     def _base(self, tensors: Mapping[str, tuple[int, ...]], halved: bool) -> int:

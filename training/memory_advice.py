@@ -25,14 +25,14 @@ def verdict(config: RunConfig, shape: WanShape, grid: TokenGrid, world: int, gig
     )
     limit = gigabytes * GIB
     alone = []
-    for words, changes in _proposals(config, shape, grid, world):
+    for words, changes in _proposals(config, shape, world):
         total = _total(config, changes, shape, grid, world)
         if total is not None and total <= limit:
             alone.append(f"{words} ({total / GIB:.1f} GiB)")
     if alone:
         return said + "set " + ", or ".join(alone[:3])
     together, taken = {}, []
-    for words, changes in _proposals(config, shape, grid, world):
+    for words, changes in _proposals(config, shape, world):
         if set(changes) & set(together):
             continue
         before, after = (_total(config, c, shape, grid, world) for c in (together, {**together, **changes}))
@@ -58,7 +58,7 @@ def _total(config: RunConfig, changes: dict, shape: WanShape, grid: TokenGrid, w
         return None
 
 
-def _proposals(config: RunConfig, shape: WanShape, grid: TokenGrid, world: int) -> Iterator[tuple[str, dict]]:
+def _proposals(config: RunConfig, shape: WanShape, world: int) -> Iterator[tuple[str, dict]]:
     """Yield settings that save memory, those that cost the least time and change the least first."""
     if config.activation_checkpointing == "none":
         yield 'activation_checkpointing = "attention"', {"activation_checkpointing": "attention"}

@@ -62,7 +62,7 @@ def page(
 <title>{_(run.name)}: training report</title><style>{STYLE}</style></head><body><main>
 <h1>{_(run.name)}<span class="badge">{_(state)}</span></h1>
 <p class="sub">{_(when)}</p>
-<div class="tiles">{_tiles(run, dense, about)}</div>
+<div class="tiles">{_tiles(run, dense)}</div>
 <div class="grid">{figures}</div>
 {_previews(folder)}
 {_configuration(about)}
@@ -93,7 +93,7 @@ def _steps(count: int) -> str:
     return "1 step" if count == 1 else f"{count:,} steps"
 
 
-def _tiles(run: Run, dense: Run | None, about: dict[str, Any]) -> str:
+def _tiles(run: Run, dense: Run | None) -> str:
     records = run.records
     loss, held_out = series(records, "loss"), series(records, "validation")
     tail = records[-max(1, len(records) // 10) :]

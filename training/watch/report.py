@@ -50,7 +50,7 @@ def write_report(folder: str | Path, *, dense_run: str | Path | None = None) -> 
     folder = Path(folder)
     about = read_about(folder)
     run = _read_run(folder, about)
-    dense = _dense_run(folder, about, dense_run)
+    dense = _dense_run(about, dense_run)
     try:
         from matplotlib import rc_context
     except ImportError:
@@ -81,7 +81,7 @@ def _read_run(folder: Path, about: dict[str, Any]) -> Run:
     return Run(str(about.get("name") or folder.name), records, about.get("peak_flops"), _phase_names(about))
 
 
-def _dense_run(folder: Path, about: dict[str, Any], given: str | Path | None) -> Run | None:
+def _dense_run(about: dict[str, Any], given: str | Path | None) -> Run | None:
     if given is not None:
         return _read_run(Path(given), read_about(Path(given)))
     named = about.get("dense_run")
