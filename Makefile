@@ -41,7 +41,7 @@ study: $(VENV)/.trainer
 test: $(VENV)/.tests
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/.tests
 	$(RUN) -m ruff check --fix .

@@ -26,6 +26,38 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
+# Texts for the end of a test run, also of one that passes: (title, text) each.
+SHOWN = pytest.StashKey[list]()
+
+
+@pytest.fixture(scope="session")
+def show_at_end(pytestconfig):
+    """A function that keeps a title and a text for the end of the run, over however many processes it is spread."""
+    kept = pytestconfig.stash.setdefault(SHOWN, [])
+    return lambda title, text: kept.append((title, text))
+
+
+def pytest_sessionfinish(session):
+    """Hand what a worker of pytest-xdist has kept to the process that writes the summary."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["shown"] = session.config.stash.get(SHOWN, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Take what a worker has kept."""
+    del error
+    node.config.stash.setdefault(SHOWN, []).extend(getattr(node, "workeroutput", {}).get("shown", []))
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus, config):
+    """Write what tests have kept."""
+    del exitstatus
+    for title, text in config.stash.get(SHOWN, []):
+        terminalreporter.section(title)
+        terminalreporter.write_line(text)
+
+
 def require_gpu() -> torch.device:
     """Return the CUDA device; skip the test without one, or fail it where ``REQUIRE_GPU=1`` demands one.
 

@@ -80,7 +80,7 @@ def _run(processes: int, table: dict, folder: Path) -> dict[str, dict]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_is_the_same_on_one_two_and_four_processes(table, tmp_path, capsys):
+def test_a_run_is_the_same_on_one_two_and_four_processes(table, tmp_path, show_at_end):
     found: dict[int, dict[str, dict]] = {}
     for processes in (1, 2, 4):
         folder = tmp_path / str(processes)
@@ -101,10 +101,12 @@ def test_a_run_is_the_same_on_one_two_and_four_processes(table, tmp_path, capsys
             # No process holds more than its share; biases and norms of fewer rows than processes round up.
             assert max(row["held"]) <= row["whole"] / shards * 1.02, where
             assert sum(row["held"]) >= row["whole"], where
-    with capsys.disabled():
-        for processes, rows in found.items():
-            held = ", ".join(f"{n:,}" for n in rows["plain"]["held"])
-            print(f"\n{processes} processes: {rows['plain']['whole']:,} parameters, held by each: {held}", end="")
+    held = [
+        f"{processes} processes: {rows['plain']['whole']:,} parameters, held by each: "
+        + ", ".join(f"{n:,}" for n in rows["plain"]["held"])
+        for processes, rows in found.items()
+    ]
+    show_at_end("shards", "\n".join(held))
 
 
 @pytest.mark.parametrize("section, words", [({"sequence": 2}, "sequence is 2"), ({"shard": 3}, "shard is 3")])

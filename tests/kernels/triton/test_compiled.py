@@ -55,7 +55,7 @@ def matrix(row: dict) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def reports(tmp_path_factory, print_table):
+def reports(tmp_path_factory, show_at_end):
     """Compile everything once, in a process that no interpreter setting reaches, with an empty cache."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TRITON_")}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -65,7 +65,7 @@ def reports(tmp_path_factory, print_table):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert found.exists(), done.stderr
     rows = json.loads(found.read_text())
-    print_table(table(rows))
+    show_at_end("machine code, compiled ahead of time", table(rows))
     return {name_of(row): row for row in rows}
 
 
