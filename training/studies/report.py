@@ -107,6 +107,7 @@ def markdown(results: Results, stem: str) -> str:
         f"Sampled videos ({size.sampling_steps} steps, same noise, against the dense control's videos):",
         tables.video_table(results, videos),
         tables.video_sentence(results, videos),
+        tables.direction_verdict(results, direction, videos),
         "## e. Quantization: granularity, noise levels, logits, outliers",
         _QUANTIZATION,
         tables.quantization_table(results),

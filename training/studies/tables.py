@@ -172,6 +172,25 @@ def video_sentence(results: Results, jobs: Sequence[Videos]) -> str:
     return "; ".join(said) + "." if said else ""
 
 
+def direction_verdict(results: Results, rows: Sequence[Row], jobs: Sequence[Videos]) -> str:
+    """Return whether loss and sampled videos rank the schedules alike, and what the videos' measure means."""
+    found = {job.arm.window: results.of(job) for job in jobs}
+    if len(rows) < 2 or any(one is None for one in found.values()):
+        return ""
+    by_loss = min(rows, key=lambda row: row.losses["C"]).arm.window
+    by_video = max(found, key=lambda name: mean_and_spread(found[name]["psnr"])[0])
+    said = (
+        f"Loss and videos agree: {by_loss} is best by both."
+        if by_loss == by_video
+        else f"Loss and videos disagree: {by_loss} has the lowest loss, {by_video} the videos nearest to dense."
+    )
+    return (
+        f"{said} PSNR against the dense video of the same noise says how closely a trajectory is followed. The first "
+        "steps decide the layout, so it rewards being dense early; it is no measure of a video's quality. One fine-tune "
+        "seed; the interval is over videos, two schedules were compared, no correction was made."
+    )
+
+
 def quantization_table(results: Results) -> str:
     """Return mean SNR over noise levels, by input, form and granularity, dense and sparse."""
     found = results.quantization()
