@@ -244,8 +244,10 @@ def _shortfalls(results: Results, core, density) -> str:
     if any(row.figures.closed is None for row in density):
         lines.append("- Where sparsity costs less than 3 % without training, nothing can be said about recovery.")
     lines += [
-        "- One seed outside the core; four clips; validation is unseen time of seen clips.",
-        "- From scratch with sparse attention was not run again; learning rate, steps and ramp were tried instead.",
+        "- One seed outside the core and the repeated losses; four clips; validation is unseen time of seen clips.",
+        "- The base is small and was still improving where it ended; the recipe of the core was chosen on its seed 0.",
+        "- From scratch with sparse attention was not run again, so why it did better in an earlier probe is not settled; "
+        "learning rate, steps, loss and ramp were tried instead.",
         "- The large size (`--size h200`) is there to be run on a card and was not run."
         if results.size.name == "cpu"
         else "",

@@ -186,8 +186,8 @@ def direction_verdict(results: Results, rows: Sequence[Row], jobs: Sequence[Vide
     )
     return (
         f"{said} PSNR against the dense video of the same noise says how closely a trajectory is followed. The first "
-        "steps decide the layout, so it rewards being dense early; it is no measure of a video's quality. One fine-tune "
-        "seed; the interval is over videos, two schedules were compared, no correction was made."
+        "steps decide the layout, so it rewards being dense early; it is no measure of a video's quality. One "
+        "fine-tune seed; the interval is over videos, two schedules were compared, no correction was made."
     )
 
 
