@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+PARTS = 16  # least number of parts that stratified noise levels are drawn from
+
 
 def shifted(u: float, shift: float) -> float:
     """Return the sigma of a uniform trajectory position u in [0, 1] under Wan's shift."""
@@ -77,9 +79,15 @@ def sample_sigma(flow: Flow, seed: int, epoch: int, index: int, part: tuple[int,
 
 
 def parts_of_step(seed: int, step: int, samples: int) -> list[tuple[int, int]]:
-    """Return which of ``samples`` equally likely parts of the noise levels each place of a step draws from."""
-    shuffled = np.random.default_rng((seed, step, 0x7061727473)).permutation(samples)
-    return [(int(part), samples) for part in shuffled]
+    """Return which of equally likely parts of the noise levels each of a step's samples draws from, as (part, parts).
+
+    There are as many parts as samples in a step, but no fewer than ``PARTS``: small steps share them out among
+    several, so that one sample a step is stratified too.
+    """
+    parts = max(samples, PARTS)
+    places = range(step * samples, (step + 1) * samples)
+    dealt = {n: np.random.default_rng((seed, n, 0x7061727473)).permutation(parts) for n in {p // parts for p in places}}
+    return [(int(dealt[place // parts][place % parts]), parts) for place in places]
 
 
 def draw(

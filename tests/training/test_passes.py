@@ -39,12 +39,19 @@ def test_samples_and_noise_levels_of_a_step_depend_on_seed_and_step_only(make_co
         step_places(small, 0, [], attention)
 
 
-def test_stratified_noise_levels_cover_all_parts_in_every_step(make_config, samples):
-    config = make_config(flow__stratified=True, optim__global_batch=8)
+@pytest.mark.parametrize("samples_of_a_step", [1, 4, 16, 20])
+def test_stratified_noise_levels_cover_all_parts_evenly(make_config, samples, samples_of_a_step):
+    config = make_config(flow__stratified=True, optim__batch=1, optim__global_batch=samples_of_a_step)
     attention, flow = config.attention.resolved(), config.flow.resolved()
-    borders = [(a + b) / 2 for a, b in zip(flow.quantiles(16)[1::2], flow.quantiles(16)[2::2])]
-    for step in range(4):
-        sigmas = sorted(place.sigma for place in step_places(config, step, samples, attention))
-        inside = [sum(sigma > border for border in borders) for sigma in sigmas]
-        assert max(abs(found - wanted) for found, wanted in zip(inside, range(8))) <= 1  # borders are approximate
-        assert {place.part[1] for place in step_places(config, step, samples, attention)} == {8}
+    parts = max(16, samples_of_a_step)
+    steps = parts // samples_of_a_step
+    for first in (0, steps):
+        places = [
+            place for step in range(first, first + steps) for place in step_places(config, step, samples, attention)
+        ]
+        assert sorted(place.part for place in places) == [(i, parts) for i in range(parts)]
+        # A part's noise levels lie around its middle, in order.
+        found = [place.sigma for place in sorted(places, key=lambda place: place.part)]
+        assert found == sorted(found)
+        middles = flow.quantiles(parts)
+        assert all(middles[i - 1] <= found[i] <= middles[i + 1] for i in range(1, parts - 1))
