@@ -246,8 +246,8 @@ def _shortfalls(results: Results, core, density) -> str:
     lines += [
         "- One seed outside the core and the repeated losses; four clips; validation is unseen time of seen clips.",
         "- The base is small and was still improving where it ended; the recipe of the core was chosen on its seed 0.",
-        "- Training from scratch with sparse attention was not tried, so whether dense weights are a bad start is open; "
-        "learning rate, steps, loss and ramp were tried.",
+        "- Training from scratch with sparse attention was not tried, so whether dense weights are a bad start is "
+        "open; learning rate, steps, loss and ramp were tried.",
         "- The large size (`--size h200`) is there to be run on a card and was not run."
         if results.size.name == "cpu"
         else "",
