@@ -210,7 +210,7 @@ def _losses(rows) -> str:
     return (
         f"Lowest C: {tables.label_of_loss(best)}; highest: {tables.label_of_loss(worst)}, "
         f"{tables.percent(worst.losses['C'] / best.losses['C'] - 1)} above it. One seed each; compare with the spread "
-        "over seeds in a. A teacher is the base as it was: while the base still improves, it holds the student back."
+        "over seeds in a. The teacher is the base as it was: its own error bounds what it can teach."
     )
 
 
