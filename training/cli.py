@@ -130,22 +130,31 @@ def _train(config: RunConfig, resume: str, fetch: bool) -> int:
 
 
 def _run(config: RunConfig, resume: str, fetch: bool, world: World) -> int:
+    from .alone import alone
     from .assemble import check_spread
-    from .export import export_run
-    from .loop import fit
     from .prepare import check_backend, check_folders, check_model, prepare_data
-    from .stopping import StopFlag
+    from .resume import check_start
 
     if not world.is_main:
         logging.getLogger().setLevel(logging.ERROR)
     check_model(config)
     check_folders(config)
+    check_start(config, resume)
     check_spread(config, world)
     check_backend(config, world)
     if fetch and world.is_main:
         _fetch_clip()
     world.barrier()
     data = prepare_data(config, world)
+    with alone(config, world):
+        return _work(config, resume, data, world)
+
+
+def _work(config: RunConfig, resume: str, data: Prepared, world: World) -> int:
+    from .export import export_run
+    from .loop import fit
+    from .stopping import StopFlag
+
     with StopFlag().on_signals() as stop:
         result = fit(
             config,

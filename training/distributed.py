@@ -7,6 +7,7 @@ weights are offloaded, which FSDP2 does in a group of one too.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -150,6 +151,8 @@ def open_world(device: str, parallel: ParallelSection | None = None) -> World:
 
 def pick_device(device: str, world: World) -> torch.device:
     """Return the device of this process; raises DeviceError with one sentence if it is not there."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise DeviceError(f"device is '{device}', it should be auto, cpu, cuda, or one card such as cuda:1")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda"):

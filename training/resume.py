@@ -15,7 +15,16 @@ from .moments import moment_pieces, start_moments, wanted_moments
 from .peers import Peers
 from .pieces import Piece, stored_tensors
 from .same_run import base_of, check_same_run, check_same_tensors
-from .state import NotWrittenError, check_complete, find_latest, list_steps, load_pieces, save_step
+from .state import (
+    NotWrittenError,
+    SnapshotError,
+    check_complete,
+    find_latest,
+    list_steps,
+    load_pieces,
+    read_manifest,
+    save_step,
+)
 
 if TYPE_CHECKING:
     from .step import Training
@@ -45,12 +54,8 @@ class Saver:
 
         Raises ConfigError when the run would overwrite or contradict what is there, SnapshotError for a bad state.
         """
+        self.peers.main(lambda: check_start(self.config, resume))
         if resume == "none":
-            if steps := self.peers.main(lambda: list_steps(self.folder)):
-                raise ConfigError(
-                    f"checkpoint.dir {self.folder} already holds {len(steps)} checkpoints up to step {steps[-1][0]}; "
-                    "go on with --resume auto, or name another directory"
-                )
             return
         if resume == "auto":
             found = find_latest(self.folder, self.peers)
@@ -158,6 +163,26 @@ class Saver:
             run.skipped_in_a_row = 0  # whoever resumes a run that had given up has changed something
         if manifest["plateau"] is not None and run.plateau is not None:
             run.plateau.load_state_dict(manifest["plateau"])
+
+
+def check_start(config: RunConfig, resume: str) -> None:
+    """Refuse to start over what is there, or from what is not: cheap, so also asked before the data are prepared.
+
+    Raises ConfigError or SnapshotError with one sentence.
+    """
+    if resume == "none":
+        if steps := list_steps(Path(config.checkpoint.dir)):
+            raise ConfigError(
+                f"checkpoint.dir {config.checkpoint.dir} already holds {len(steps)} checkpoints up to step "
+                f"{steps[-1][0]}; go on with --resume auto, or name another directory"
+            )
+    elif resume != "auto":
+        try:
+            read_manifest(Path(resume))
+        except SnapshotError as error:
+            inside = list_steps(Path(resume)) or list_steps(Path(resume) / "checkpoints")
+            fix = f"--resume {inside[-1][1]} is the newest in it" if inside else "--resume auto takes the newest state"
+            raise SnapshotError(f"--resume {error}; {fix}") from None
 
 
 class _Writing(threading.Thread):

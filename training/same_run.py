@@ -93,7 +93,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = "not set" if value is None else repr(value)
     return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
 
 

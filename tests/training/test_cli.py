@@ -122,6 +122,24 @@ def test_bad_input_is_exit_code_two_and_one_sentence(config_file, capsys, argume
     assert len(err) == 1 and words in err[0]
 
 
+def test_a_start_that_cannot_be_is_refused_before_the_data_are_prepared(make_config, tmp_path, capsys, monkeypatch):
+    model = {"init": "random", "dim": 128, "ffn_dim": 64, "layers": 2}
+    path = tmp_path / "run.toml"
+    path.write_text(to_toml(make_config(model=model)), encoding="utf-8")
+    monkeypatch.setattr("fpsattention.training.prepare.prepare_data", lambda *_: pytest.fail("the data are prepared"))
+    state = tmp_path / "checkpoints" / "step-000004"
+    state.mkdir(parents=True)
+    for resume, words in (
+        ("none", "already holds 1 checkpoints up to step 4; go on with --resume auto"),
+        (tmp_path / "gone", "gone: there is no such checkpoint directory; --resume auto takes the newest state"),
+        (state, "step-000004: is incomplete, it has no manifest.json; --resume auto"),
+        (tmp_path / "checkpoints", f"it has no manifest.json; --resume {state} is the newest in it"),
+        (tmp_path, f"it has no manifest.json; --resume {state} is the newest in it"),
+    ):
+        assert cli.main(["--config", str(path), "--resume", str(resume)]) == 2
+        assert words in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [

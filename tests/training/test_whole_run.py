@@ -42,7 +42,7 @@ def test_a_video_becomes_a_checkpoint(run_file, tmp_path, capsys):
     out = tmp_path / "out"
     assert "4 steps in" in capsys.readouterr().out
     assert read_header(out / "tiny.safetensors").step == 4
-    assert (out / "loss.png").stat().st_size > 1000
+    assert (out / "report.png").stat().st_size > 1000
     records = [json.loads(line) for line in (out / "loss.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [0, 1, 2, 3]
     assert cli.main(["--config", str(run_file)]) == 2
