@@ -116,10 +116,10 @@ def test_a_report_that_cannot_be_drawn_does_not_cost_the_weights(make_config, sa
     assert f"the report is not written: no font; python -m training.report {tmp_path / 'out'} tries" in caplog.text
 
 
-def test_compiled_blocks_may_have_many_graphs(make_config, monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
-    assemble(make_config(compile=True), World(), torch.device("cpu"))  # compiles when it first runs
-    assert torch._dynamo.config.recompile_limit == GRAPHS
+def test_compiled_blocks_may_have_many_graphs(make_config):
+    with torch._dynamo.config.patch(recompile_limit=8):
+        assemble(make_config(compile=True), World(), torch.device("cpu"))  # compiles when it first runs
+        assert torch._dynamo.config.recompile_limit == GRAPHS
 
 
 def test_resume_refuses_another_run(make_config, samples, tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,7 +149,13 @@ def test_missing_torchao_is_said_with_the_line_that_installs_it(start, monkeypat
 
 
 def test_diffusers_and_transformers_are_told_of_no_torchao():
-    from diffusers.utils import is_torchao_available as for_diffusers
-    from transformers.utils import is_torchao_available as for_transformers
-
-    assert not for_diffusers() and not for_transformers()
+    # In a process of its own: whoever imports them first decides what they find.
+    code = (
+        "import fpsattention.training.model\n"
+        "from diffusers.utils import is_torchao_available as for_diffusers\n"
+        "from transformers.utils import is_torchao_available as for_transformers\n"
+        "print(for_diffusers(), for_transformers())"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.stdout.split() == ["False", "False"], done.stderr

@@ -19,7 +19,7 @@ VERSION = _in("__init__.py", r'^__version__ = "(.+)"$')
 
 
 def test_package_and_trainer_have_the_packs_version():
-    from fpsattention.training.export import TRAINER
+    from fpsattention.training.export_file import TRAINER
 
     assert _in("pyproject.toml", r'^version = "(.+)"$') == VERSION
     assert f"fpsattention {VERSION}" == TRAINER
