@@ -41,7 +41,9 @@ def keep_torchao_from_diffusers() -> None:
     try:
         for name in ("diffusers", "transformers"):
             if importlib.util.find_spec(name) is not None:
-                importlib.import_module(f"{name}.utils.import_utils")
+                found = importlib.import_module(f"{name}.utils.import_utils")
+                # transformers 5 looks when it is asked for the first time, and remembers.
+                getattr(found, "is_torchao_available", bool)()
     finally:
         del sys.modules["torchao"]
 
