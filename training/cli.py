@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .failures import exit_code
+
 if TYPE_CHECKING:
     from .config import RunConfig
     from .distributed import World
     from .prepare import Prepared
     from .watch.preview import Previewer
 
-EXIT_OK, EXIT_CONFIG, EXIT_NONFINITE, EXIT_STOPPED = 0, 2, 3, 75
+EXIT_OK, EXIT_NONFINITE, EXIT_STOPPED = 0, 3, 75
 
 _log = logging.getLogger(__name__)
 
@@ -29,27 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    try:
-        # Imported here and further down, so that --help and --dry-run answer without waiting for diffusers.
-        from .failures import NonFiniteError, expected_errors, sentence
-
-        expected = expected_errors()
-    except ImportError as error:
-        return _fail(sentence(error), EXIT_CONFIG)
-    try:
-        return _obey(args)
-    except NonFiniteError as error:
-        return _fail(sentence(error), EXIT_NONFINITE)
-    except expected as error:
-        return _fail(sentence(error), EXIT_CONFIG)
-
-
-def _fail(said: str, code: int) -> int:
-    print(f"error: {said}", file=sys.stderr)
-    return code
+    return exit_code(lambda: _obey(args), nonfinite=EXIT_NONFINITE)
 
 
 def _obey(args: argparse.Namespace) -> int:
+    # Imported here and further down, so that --help and --dry-run answer without waiting for diffusers.
     from .config import ConfigError
     from .config_file import load_config, to_toml
 

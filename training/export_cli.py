@@ -8,25 +8,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .failures import exit_code
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0 done (the file's path is printed), 2 unusable input or no place to write to."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    try:
-        from .failures import expected_errors, sentence
+    return exit_code(lambda: _tell(_export(args)))
 
-        expected = expected_errors()
-    except ImportError as error:
-        print(
-            f"error: {error}; install what the trainer needs: pip install -r training/requirements.txt", file=sys.stderr
-        )
-        return 2
-    try:
-        path = _export(args)
-    except expected as error:
-        print(f"error: {sentence(error)}", file=sys.stderr)
-        return 2
+
+def _tell(path: Path) -> int:
     print(f"{path} ({path.stat().st_size / 2**20:,.0f} MiB)")
     return 0
 

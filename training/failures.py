@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
+from collections.abc import Callable
 
 
 class NonFiniteError(RuntimeError):
@@ -34,6 +36,28 @@ def expected_errors() -> tuple[type[Exception], ...]:
         BackendError, ComfyHostError, ConfigError, DataError, DeviceError, HeaderError, ImportError, ModelError,
         NonFiniteError, OSError, SafetensorError, SnapshotError, VaeError,
     )  # fmt: skip
+
+
+def exit_code(work: Callable[[], int], *, nonfinite: int = 2) -> int:
+    """Return what a command's work returns, or 2 after an expected error, told on stderr; NonFiniteError has its own.
+
+    What the work imports may be missing too: that is a sentence with the remedy.
+    """
+    try:
+        expected = expected_errors()
+    except ImportError as error:
+        return _told(error, 2)
+    try:
+        return work()
+    except NonFiniteError as error:
+        return _told(error, nonfinite)
+    except expected as error:
+        return _told(error, 2)
+
+
+def _told(error: Exception, code: int) -> int:
+    sys.stderr.write(f"error: {sentence(error)}\n")
+    return code
 
 
 def sentence(error: Exception) -> str:

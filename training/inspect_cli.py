@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from .failures import exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,22 +16,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("source", type=Path, metavar="FILE", help="weights (a file or folder), a LoRA, or a state")
     args = parser.parse_args(argv)
-    try:
-        from .failures import expected_errors, sentence
+    return exit_code(lambda: _tell(args.source))
 
-        expected = expected_errors()
-    except ImportError as error:
-        print(
-            f"error: {error}; install what the trainer needs: pip install -r training/requirements.txt", file=sys.stderr
-        )
-        return 2
+
+def _tell(source: Path) -> int:
     from .inspection import describe
 
-    try:
-        lines = describe(args.source)
-    except expected as error:
-        print(f"error: {sentence(error)}", file=sys.stderr)
-        return 2
+    lines = describe(source)
     width = max(len(key) for key, _ in lines)
     for key, value in lines:
         print(f"{key:<{width}}  {value}")

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .failures import exit_code
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "training" / "results"
 PAGE = ROOT / "docs" / "throughput.md"
@@ -39,25 +41,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         PAGE.write_text(page(read(options.results)), encoding="utf-8")
         _log.info("%s", PAGE)
         return 0
-    return _measure(options)
+    return exit_code(lambda: _measure(options))
 
 
 def _measure(options: argparse.Namespace) -> int:
     import torch
 
-    from .failures import expected_errors, sentence
     from .throughput_measure import PROBLEMS, measure
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    try:
-        result = measure(
-            PROBLEMS[options.problem], device=options.device, rounds=options.rounds, per_round=options.per_round,
-            seconds=options.seconds,
-        )  # fmt: skip
-    except expected_errors() as error:
-        print(f"error: {sentence(error)}", file=sys.stderr)
-        return 2
+    result = measure(
+        PROBLEMS[options.problem], device=options.device, rounds=options.rounds, per_round=options.per_round,
+        seconds=options.seconds,
+    )  # fmt: skip
     options.results.mkdir(parents=True, exist_ok=True)
     card = "".join(c if c.isalnum() else "-" for c in str(result["card"]).lower())
     path = options.results / f"throughput-{card}-{options.problem}.json"

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..failures import exit_code
+
 if TYPE_CHECKING:
     import torch
 
@@ -47,25 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--readme", action="store_true", help="also put table and pictures into the README")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    try:
-        from ..failures import expected_errors, sentence
-
-        expected = expected_errors()
-    except ImportError as error:
-        return _fail(sentence(error))
-    try:
-        run(args, _Say())
-    except expected as error:
-        return _fail(sentence(error))
-    return 0
+    return exit_code(lambda: run(args, _Say()))
 
 
-def _fail(said: str) -> int:
-    print(f"error: {said}", file=sys.stderr)
-    return 2
-
-
-def run(args: argparse.Namespace, say: _Say) -> None:
+def run(args: argparse.Namespace, say: _Say) -> int:
     """Do the whole job and write everything into ``args.out``, which an earlier run may have used, and nobody else."""
     from ..config_file import EMBEDDED, as_override, load_config
     from ..data.demo_clip import DEFAULT, demo_clip
@@ -95,6 +82,7 @@ def run(args: argparse.Namespace, say: _Say) -> None:
     rows = measure(config, trained, dataset.val, grid, say)
     done = _Done(config, trained, rows, grid, pick_device(config.device, World()))
     _write(done, args, checkout, say)
+    return 0
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..failures import exit_code
+
 if TYPE_CHECKING:
     import torch
 
@@ -26,25 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the evaluation and return the exit code: 0 done, 2 bad input (one sentence on stderr)."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    try:
-        from ..failures import expected_errors, sentence
+    return exit_code(lambda: _evaluate(args))
 
-        expected = expected_errors()
-    except ImportError as error:
-        return _fail(sentence(error))
-    from .request import EvaluationError
 
-    try:
-        page = evaluate(args)
-    except (EvaluationError, *expected) as error:
-        return _fail(sentence(error))
-    print(page)
+def _evaluate(args: argparse.Namespace) -> int:
+    print(evaluate(args))
     return 0
-
-
-def _fail(said: str) -> int:
-    print(f"error: {said}", file=sys.stderr)
-    return 2
 
 
 def _parser() -> argparse.ArgumentParser:

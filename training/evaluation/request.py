@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ...kernels.checkpoint import Header, HeaderError, read_header
 from ...kernels.presets import PRESETS, preset
 from ...kernels.schedule import Schedule, ScheduleError
+from ..config import ConfigError
 from ..sparse import DENSE, SparseAttention
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _SIZE = re.compile(r"(\d+)x(\d+)(?:x(\d+))?")
 MOST_SEEDS = 10_000
 
 
-class EvaluationError(ValueError):
+class EvaluationError(ConfigError):
     """A request that cannot be met; the message is one sentence."""
 
 

@@ -10,28 +10,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..failures import exit_code
 from .plan import PARTS
 from .sizes import SIZES
 
 PACK = Path(__file__).resolve().parent.parent.parent
 CLIPS = Path(".cache/study/clips")
-EXIT_OK, EXIT_INPUT, EXIT_MORE = 0, 2, 75
+EXIT_OK, EXIT_MORE = 0, 75
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0 done, 2 bad input (one sentence), 75 time is over, call again."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    try:
-        from ..failures import expected_errors, sentence
-
-        expected = expected_errors()
-    except ImportError as error:
-        return _fail(str(error))
-    try:
-        return {"clips": _clips, "run": _run, "report": _report}[args.command](args)
-    except expected as error:
-        return _fail(sentence(error))
+    return exit_code(lambda: {"clips": _clips, "run": _run, "report": _report}[args.command](args))
 
 
 def clips_folder() -> Path:
@@ -99,11 +91,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=PACK / "training" / "studies" / "results")
     parser.add_argument("--out", type=Path, default=PACK / "docs" / "studies", help="where the report goes")
     return parser
-
-
-def _fail(said: str) -> int:
-    print(f"error: {said}", file=sys.stderr)
-    return EXIT_INPUT
 
 
 class Say:
