@@ -9,6 +9,7 @@ from typing import Any
 
 from ..kernels.checkpoint import Header, read_header
 from ..kernels.grid import TokenGrid
+from ..kernels.outlook import sampler_sigmas
 from ..kernels.plan import attention_work
 from ..kernels.presets import preset
 from ..kernels.schedule import Schedule
@@ -81,9 +82,7 @@ def choose_settings(header: Header | None, schedule: Schedule | None, backend: s
 @lru_cache(maxsize=64)
 def nominal_work(schedule: Schedule) -> float | None:
     """Return the attention work of ``schedule`` on a usual clip, or None if a selector decides it while sampling."""
-    shifted = (1.0 - i / _NOMINAL_STEPS for i in range(_NOMINAL_STEPS))
-    sigmas = [_NOMINAL_SHIFT * u / (1 + (_NOMINAL_SHIFT - 1) * u) for u in shifted]
-    return attention_work(schedule, _NOMINAL_GRID, sigmas)
+    return attention_work(schedule, _NOMINAL_GRID, sampler_sigmas(_NOMINAL_STEPS, _NOMINAL_SHIFT)[:-1])
 
 
 def file_header(model: Any) -> Header | None:

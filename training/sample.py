@@ -11,16 +11,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..kernels.outlook import sampler_sigmas
 from .attention import attention_state, compute_device
-from .flow import shifted
 from .model import WanTransformer3DModel, autocast
 from .sparse import DENSE, SparseAttention, latent_grid
 from .step import model_inputs
-
-
-def sampling_sigmas(steps: int, shift: float) -> list[float]:
-    """Return steps + 1 sigmas from 1 to 0: equal parts of the trajectory under Wan's shift."""
-    return [shifted(1 - i / steps, shift) for i in range(steps + 1)]
 
 
 @torch.no_grad()
@@ -56,7 +51,7 @@ def sample(
     x = torch.cat(noise).to(device)
     empty = torch.zeros_like(text) if negative is None else negative
     given = [None if c is None else c.to(device).expand(len(seeds), *c.shape) for c in (condition, image)]
-    sigmas, report = sampling_sigmas(steps, shift), []
+    sigmas, report = sampler_sigmas(steps, shift), []
     model.eval()
     try:
         bar = tqdm(pairwise(sigmas), desc=progress, total=steps, disable=progress is None, unit="step")

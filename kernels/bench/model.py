@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from ..grid import TokenGrid
+from ..outlook import sampler_sigmas
 from ..plan import plans_for
 from ..schedule import Schedule
 from .cells import Cell
 from .figures import FEWEST_FOR_SPREAD
 from .model_attention import DENSE, Marks, Processor, State, dense_backend, mark_linears
-from .model_shapes import HEAD_DIM, SHAPES, TARGET_RATIO, TEXT_TOKENS, step_sigmas
+from .model_shapes import HEAD_DIM, SHAPES, STEPS, TARGET_RATIO, TEXT_TOKENS
 from .timing import Clock, Timing, short
 
 CHANNELS = 16
@@ -179,7 +180,7 @@ def plans(cell: Cell, device: torch.device) -> list[dict]:
     """Return one entry per phase that a run of the schedule meets: plan (None: dense), density, share of the steps."""
     schedule = Schedule.parse(cell.schedule)
     known = plans_for(schedule, TokenGrid(*cell.grid), cell.heads, slots=cell.slots)
-    sigmas = step_sigmas(cell.shift)
+    sigmas = sampler_sigmas(STEPS, cell.shift)[:-1]
     found: dict[int, dict] = {}
     for sigma in sigmas:
         index = schedule.at(sigma)[0]

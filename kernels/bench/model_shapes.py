@@ -82,8 +82,3 @@ def hash_of(text: str) -> int:
     import zlib
 
     return zlib.crc32(text.encode())
-
-
-def step_sigmas(shift: float, steps: int = STEPS) -> list[float]:
-    """Return the sigmas at which a run's steps start, from 1 down."""
-    return [shift * u / (1 + (shift - 1) * u) for u in (1 - i / steps for i in range(steps))]

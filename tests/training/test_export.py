@@ -6,11 +6,12 @@ import pytest
 import torch
 from fpsattention.kernels.checkpoint import CheckpointError, read_header
 from fpsattention.kernels.grid import TokenGrid
+from fpsattention.kernels.outlook import sampler_sigmas
 from fpsattention.kernels.schedule import Schedule
 from fpsattention.training.export import export
 from fpsattention.training.model import load_model, random_model
 from fpsattention.training.names import WanShape
-from fpsattention.training.sample import sample, sampling_sigmas, to_frames, write_video
+from fpsattention.training.sample import sample, to_frames, write_video
 from fpsattention.training.sparse import SparseAttention
 from safetensors import safe_open
 
@@ -72,9 +73,9 @@ def test_sampling_follows_the_schedule_and_its_seeds(model):
     assert torch.allclose(guided, one, atol=1e-4)  # prompt and negative are the same: guidance changes nothing
 
 
-def test_sampling_sigmas_go_from_one_to_zero():
-    assert sampling_sigmas(4, 1.0) == [1.0, 0.75, 0.5, 0.25, 0.0]
-    shifted = sampling_sigmas(10, 5.0)
+def test_sampler_sigmas_go_from_one_to_zero():
+    assert sampler_sigmas(4, 1.0) == [1.0, 0.75, 0.5, 0.25, 0.0]
+    shifted = sampler_sigmas(10, 5.0)
     assert shifted[0] == 1 and shifted[-1] == 0 and shifted[5] == pytest.approx(0.8333, abs=1e-4)
 
 

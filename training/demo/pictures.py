@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ...kernels.grid import TokenGrid
-from ..sample import sampling_sigmas
+from ...kernels.outlook import sampler_sigmas
 from ..sparse import SparseAttention
 from .rows import Row
 
@@ -42,7 +42,7 @@ def schedule_plot(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    sigmas = sampling_sigmas(steps, shift)[:-1]
+    sigmas = sampler_sigmas(steps, shift)[:-1]
     plans = attention.plans(grid, 1)
     figure = Figure(figsize=(10, 4))
     FigureCanvasAgg(figure)

@@ -18,13 +18,14 @@ from tqdm import tqdm
 
 from ...kernels.attention import resolve_backend
 from ...kernels.checkpoint import HeaderError, read_metadata, write_checkpoint
+from ...kernels.outlook import sampler_sigmas
 from ..attention import attention_state
 from ..files import fingerprint
 from ..flops import forward_flops
 from ..lora import LoraLinear, load_lora
 from ..model import WanTransformer3DModel, autocast, keep_full_precision, load_model, model_shape
 from ..names import HEAD_DIM
-from ..sample import sample, sampling_sigmas
+from ..sample import sample
 from ..sparse import latent_grid
 from ..step import model_inputs
 from .request import Method, ModelFile, Settings
@@ -173,7 +174,7 @@ def merge_lora(model: nn.Module) -> None:
 def _warm_up(model: WanTransformer3DModel, method: Method, settings: Settings, text: torch.Tensor) -> None:
     """Run every phase once: what is compiled or planned at the first call is not part of a video's time."""
     state, device = attention_state(model), next(model.parameters()).device
-    phases = {method.attention.phase(s): s for s in sampling_sigmas(settings.steps, settings.shift)[:-1]}
+    phases = {method.attention.phase(s): s for s in sampler_sigmas(settings.steps, settings.shift)[:-1]}
     for sigma in phases.values():
         x, level = torch.zeros(1, *settings.shape, device=device), torch.full((1,), sigma, device=device)
         with state.step(method.attention, sigma, settings.shape), autocast(device, settings.dtype):

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from ...kernels.outlook import sampler_sigmas
 from ..config import ModelSection, RunConfig
 from ..loop import fit
 from ..model import WanTransformer3DModel, starting_model
-from ..sample import sample, sampling_sigmas
+from ..sample import sample
 from ..sparse import latent_grid
 from ..stopping import StopFlag
 from ..validation import validate
@@ -187,7 +188,7 @@ class Work:
                     _keep({"latents": latents}, kept)
                 pictures[name] = [video.float().clamp(-1, 1) for video in decode(vae, latents)]
             found += [psnr(a, b) for a, b in zip(pictures["control"], pictures["arm"])]
-        density = self._density(job.arm.window, sampling_sigmas(job.steps, self.config.flow.shift)[:-1])
+        density = self._density(job.arm.window, sampler_sigmas(job.steps, self.config.flow.shift)[:-1])
         return {"psnr": _rounded(found), "density": density, "steps": job.steps}
 
     def _sampled(self, job: Videos, name: str, first: int) -> Path:

@@ -178,13 +178,13 @@ class Previewer:
         return [*written, folder / f"{stem}.png"]
 
     def _density(self) -> float | None:
-        from ..sample import sampling_sigmas
+        from ...kernels.outlook import sampler_sigmas
         from ..sparse import latent_grid
 
         plans = self.attention.plans(latent_grid(self.shape), 1)
         if plans is None:
             return 1.0
-        each = [plans.density(s) for s in sampling_sigmas(self.section.steps, self.config.flow.shift)[:-1]]
+        each = [plans.density(s) for s in sampler_sigmas(self.section.steps, self.config.flow.shift)[:-1]]
         return None if None in each else sum(each) / len(each)
 
     def _shape(self) -> tuple[int, int, int, int]:
