@@ -35,6 +35,13 @@ PRESETS: dict[str, str] = {
     + """\
   0.00    dense
 """,
+    # For step-distilled weights and LoRAs (4 to 8 steps), not trained for sparsity: only the first step is dense (sigma
+    # 1; the second stands below 0.99 at any usual shift), then about 40 % density.
+    "few-step": _HEAD
+    + """\
+  0.99    dense
+  0.00    fp8         x1            all 60% 60%
+""",
 }
 
 

@@ -33,7 +33,8 @@ class FPSAttentionSchedule(io.ComfyNode):
                     tooltip=(
                         "custom: use the text below. mild: for weights that were not trained for sparsity. balanced, "
                         "fast: for jointly trained weights, about 20 % and 12 % of the attention work. dense: change "
-                        "nothing. With a preset the text below is not used."
+                        "nothing. few-step: for 4 to 8 steps with a distilled LoRA, only the first step dense. With a "
+                        "preset the text below is not used."
                     ),
                 ),
                 io.String.Input(

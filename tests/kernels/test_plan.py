@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fpsattention.kernels.grid import TokenGrid
+from fpsattention.kernels.outlook import sampler_sigmas
 from fpsattention.kernels.plan import Plans, attention_work, clear_plans, plans_for, step_densities
 from fpsattention.kernels.presets import PRESETS, preset
 from fpsattention.kernels.schedule import Schedule, ScheduleError
@@ -75,8 +76,17 @@ def test_presets_are_of_their_class_at_every_resolution(grid, slots):
     assert 0.10 < work["fast"] < 0.16 and 0.16 < work["balanced"] < 0.28 and 0.5 < work["mild"] < work["dense"] == 1.0
 
 
+@pytest.mark.parametrize("shift", [3.0, 5.0, 8.0])
+@pytest.mark.parametrize("steps", range(4, 9))
+def test_only_the_first_of_few_steps_is_dense(steps, shift):
+    densities = step_densities(preset("few-step"), P480, sampler_sigmas(steps, shift)[:-1])
+    assert densities[0] == 1.0 and 0.30 <= max(densities[1:]) < 0.5
+
+
 def test_an_unknown_preset_names_the_known():
-    with pytest.raises(ScheduleError, match=r"'turbo' is no preset; choose one of mild, balanced, fast, dense\."):
+    with pytest.raises(
+        ScheduleError, match=r"'turbo' is no preset; choose one of mild, balanced, fast, dense, few-step\."
+    ):
         preset("turbo")
 
 

@@ -1,0 +1,132 @@
+"""What attention costs on a card: measured once by the benchmark node, kept in one file, asked by everything that tells
+expected seconds.
+
+Nothing here guesses: where a card, a head size or a pattern was not measured there is no estimate.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+VERSION = 1
+ENVIRONMENT = "FPSATTENTION_CALIBRATION"
+# What tells two entries apart; a new one with the same key takes the old one's place.
+KEY = ("card", "backend", "attention", "granularity", "slots", "tile", "head_dim", "tokens", "heads", "pattern")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The expected milliseconds of one attention call at a density, and of the dense call beside it.
+
+    ``entry`` is the measurement that it comes from; ``scaled`` says that tokens or heads differed from it.
+    """
+
+    ms: float
+    dense_ms: float | None
+    entry: dict
+    scaled: bool
+
+
+def calibration_path() -> Path:
+    """Return the file: $FPSATTENTION_CALIBRATION, else ``fpsattention/calibration.json`` in the user's cache folder."""
+    named = os.environ.get(ENVIRONMENT, "").strip()
+    if named:
+        return Path(named).expanduser()
+    if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
+        return Path(os.environ["LOCALAPPDATA"]) / "fpsattention" / "calibration.json"
+    cache = os.environ.get("XDG_CACHE_HOME", "").strip()
+    return (Path(cache) if cache else Path.home() / ".cache") / "fpsattention" / "calibration.json"
+
+
+def interpolate(points: Sequence[Sequence[float]], density: float) -> float:
+    """Return the milliseconds at ``density`` from ``[[density, ms], ...]`` in ascending order.
+
+    Exactly: one point (d0, m0) is proportional, ``m0 * density / d0`` (m0 where d0 is 0). Otherwise the segment is the
+    first whose upper end is not below ``density``, or the last one; on its line through (d0, m0) and (d1, m1) the value
+    is ``m0 + (m1 - m0) * (density - d0) / (d1 - d0)``, at both ends also outside it, and never below 0.
+    """
+    if len(points) == 1:
+        d0, m0 = points[0]
+        return max(0.0, m0 * density / d0 if d0 > 0 else m0)
+    index = next((i for i in range(1, len(points)) if points[i][0] >= density), len(points) - 1)
+    (d0, m0), (d1, m1) = points[index - 1], points[index]
+    return max(0.0, m0 + (m1 - m0) * (density - d0) / (d1 - d0))
+
+
+@dataclass
+class Calibration:
+    """The entries of the file; ``problem`` is the sentence that says why some or all could not be read."""
+
+    entries: list[dict] = field(default_factory=list)
+    problem: str | None = None
+
+    @staticmethod
+    def load(path: str | os.PathLike | None = None) -> Calibration:
+        """Return what the file at ``path`` (default ``calibration_path()``) holds; empty where there is none."""
+        where = Path(path) if path is not None else calibration_path()
+        if not where.is_file():
+            return Calibration()
+        return Calibration(json.loads(where.read_text(encoding="utf-8"))["entries"])
+
+    def save(self, path: str | os.PathLike | None = None) -> None:
+        """Write the entries to ``path`` (default ``calibration_path()``)."""
+        where = Path(path) if path is not None else calibration_path()
+        where.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"version": VERSION, "entries": self.entries}, indent=1)
+        where.write_text(text + "\n", encoding="utf-8")
+
+    def put(self, entry: dict) -> None:
+        """Add ``entry`` in place of the one with the same key."""
+        key = entry_key(entry)
+        self.entries = [old for old in self.entries if entry_key(old) != key] + [entry]
+
+    def milliseconds(
+        self,
+        card: str,
+        tokens: int,
+        heads: int,
+        head_dim: int,
+        attention: str,
+        granularity: str | None,
+        density: float,
+        pattern: str = "window",
+    ) -> Estimate | None:
+        """Return the expected milliseconds of one call of ``attention`` at ``density``, or None where nothing fits.
+
+        The rule, exactly. Candidates: entries with this ``card``, ``pattern``, ``head_dim`` and ``attention``; if some
+        of them have this ``granularity``, only those. For the attention 'dense' the candidates are the entries with this
+        ``card`` and ``head_dim`` whose ``dense_ms`` is not null, and it takes the place of ``ms``. Of the candidates those with the least
+        ``abs(log(tokens / entry.tokens))``, of those the greatest ``measured`` as text, of those the last in the file.
+        Then ``scale = (tokens / entry.tokens) ** 2 * heads / entry.heads``,
+        ``ms = interpolate(entry.points, density) * scale`` and ``dense_ms = entry.dense_ms * scale`` (None if null);
+        ``scaled`` is whether ``entry.tokens != tokens or entry.heads != heads``.
+        """
+        found = [e for e in self.entries if (e["card"], e["head_dim"]) == (card, head_dim)]
+        if attention == "dense":
+            found = [e for e in found if e["dense_ms"] is not None]
+        else:
+            found = [e for e in found if (e["pattern"], e["attention"]) == (pattern, attention)]
+            found = [e for e in found if e["granularity"] == granularity] or found
+        if not found:
+            return None
+        # max keeps the first of equals, so the last in the file is asked first.
+        best = max(reversed(found), key=lambda e: (-abs(math.log(tokens / e["tokens"])), e["measured"]))
+        scale = (tokens / best["tokens"]) ** 2 * heads / best["heads"]
+        dense = None if best["dense_ms"] is None else best["dense_ms"] * scale
+        return Estimate(
+            ms=dense if attention == "dense" else interpolate(best["points"], density) * scale,
+            dense_ms=dense,
+            entry=best,
+            scaled=(best["tokens"], best["heads"]) != (tokens, heads),
+        )
+
+
+def entry_key(entry: dict) -> tuple:
+    """Return what tells ``entry`` from others."""
+    return tuple(tuple(value) if isinstance(value, list) else value for value in (entry[name] for name in KEY))
