@@ -100,9 +100,11 @@ class Calibration:
         """Return the expected milliseconds of one call of ``attention`` at ``density``, or None where nothing fits.
 
         The rule, exactly. Candidates: entries with this ``card``, ``pattern``, ``head_dim`` and ``attention``; if some
-        of them have this ``granularity``, only those. For the attention 'dense' the candidates are the entries with this
-        ``card`` and ``head_dim`` whose ``dense_ms`` is not null, and it takes the place of ``ms``. Of the candidates those with the least
-        ``abs(log(tokens / entry.tokens))``, of those the greatest ``measured`` as text, of those the last in the file.
+        of them have this ``granularity``, only those. For the attention 'dense': entries with this ``card`` and
+        ``head_dim`` whose ``dense_ms`` is not null, which then takes the place of ``ms`` below. Of the candidates those
+        with the least ``abs(log(tokens / entry.tokens))``, of those the greatest ``measured`` as text, of those the last
+        in the file.
+
         Then ``scale = (tokens / entry.tokens) ** 2 * heads / entry.heads``,
         ``ms = interpolate(entry.points, density) * scale`` and ``dense_ms = entry.dense_ms * scale`` (None if null);
         ``scaled`` is whether ``entry.tokens != tokens or entry.heads != heads``.
