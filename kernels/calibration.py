@@ -6,16 +6,17 @@ Nothing here guesses: where a card, a head size or a pattern was not measured th
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-VERSION = 1
-ENVIRONMENT = "FPSATTENTION_CALIBRATION"
+from . import calibration_file
+from .calibration_file import MAX_ENTRIES, VERSION, CalibrationError, calibration_path, checked, shown
+
+__all__ = ["VERSION", "Calibration", "CalibrationError", "Estimate", "calibration_path", "entry_key", "interpolate"]
+
 # What tells two entries apart; a new one with the same key takes the old one's place.
 KEY = ("card", "backend", "attention", "granularity", "slots", "tile", "head_dim", "tokens", "heads", "pattern")
 
@@ -31,17 +32,6 @@ class Estimate:
     dense_ms: float | None
     entry: dict
     scaled: bool
-
-
-def calibration_path() -> Path:
-    """Return the file: $FPSATTENTION_CALIBRATION, else ``fpsattention/calibration.json`` in the user's cache folder."""
-    named = os.environ.get(ENVIRONMENT, "").strip()
-    if named:
-        return Path(named).expanduser()
-    if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
-        return Path(os.environ["LOCALAPPDATA"]) / "fpsattention" / "calibration.json"
-    cache = os.environ.get("XDG_CACHE_HOME", "").strip()
-    return (Path(cache) if cache else Path.home() / ".cache") / "fpsattention" / "calibration.json"
 
 
 def interpolate(points: Sequence[Sequence[float]], density: float) -> float:
@@ -68,23 +58,57 @@ class Calibration:
 
     @staticmethod
     def load(path: str | os.PathLike | None = None) -> Calibration:
-        """Return what the file at ``path`` (default ``calibration_path()``) holds; empty where there is none."""
-        where = Path(path) if path is not None else calibration_path()
-        if not where.is_file():
-            return Calibration()
-        return Calibration(json.loads(where.read_text(encoding="utf-8"))["entries"])
+        """Return what the file at ``path`` (default ``calibration_path()``) holds; empty where there is none.
+
+        Raises nothing: ``problem`` says what is wrong. A damaged file is set aside, a newer one is left as it is.
+        """
+        where = _where(path)
+        content = calibration_file.read(where)
+        if content.damaged is None:
+            return Calibration(content.entries, content.refused)
+        try:
+            with calibration_file.locked(where):
+                # Another process may have put it right in the meantime.
+                content = calibration_file.read(where)
+                said = calibration_file.set_aside(where, content) if content.damaged else content.refused
+        except CalibrationError as error:
+            said = str(error)
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            said = f"the calibration {shown(where)} is damaged ({content.damaged}) and cannot be set aside ({why})."
+        return Calibration(content.entries, said)
 
     def save(self, path: str | os.PathLike | None = None) -> None:
-        """Write the entries to ``path`` (default ``calibration_path()``)."""
-        where = Path(path) if path is not None else calibration_path()
-        where.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"version": VERSION, "entries": self.entries}, indent=1)
-        where.write_text(text + "\n", encoding="utf-8")
+        """Bring the entries into the file at ``path`` (default ``calibration_path()``), atomically.
+
+        What another process wrote since ``load`` stays: the file is read again under a lock, and of two entries with
+        one key the later measurement wins. Raises CalibrationError where the file is of another version or cannot be
+        written.
+        """
+        where = _where(path)
+        try:
+            with calibration_file.locked(where):
+                content = calibration_file.read(where)
+                if content.refused:
+                    raise CalibrationError(content.refused)
+                if content.damaged:
+                    self.problem = calibration_file.set_aside(where, content)
+                self.entries = _merged(content.entries, self.entries)
+                calibration_file.write(where, self.entries)
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            raise CalibrationError(f"the calibration {shown(where)} cannot be written ({why}).") from None
 
     def put(self, entry: dict) -> None:
-        """Add ``entry`` in place of the one with the same key."""
-        key = entry_key(entry)
-        self.entries = [old for old in self.entries if entry_key(old) != key] + [entry]
+        """Add ``entry`` in place of the one with the same key; raises CalibrationError for one that makes no sense.
+
+        Beyond ``MAX_ENTRIES`` the oldest measurements go.
+        """
+        good = checked(entry)
+        if good is None:
+            raise CalibrationError(f"this is no calibration entry: {str(entry)[:200]}.")
+        key = entry_key(good)
+        self.entries = _bounded([old for old in self.entries if entry_key(old) != key] + [good])
 
     def milliseconds(
         self,
@@ -97,13 +121,14 @@ class Calibration:
         density: float,
         pattern: str = "window",
     ) -> Estimate | None:
-        """Return the expected milliseconds of one call of ``attention`` at ``density``, or None where nothing fits.
+        """Return the expected milliseconds of one call of ``attention`` at ``density``, or None where nothing fits or
+        tokens or heads are below 1.
 
         The rule, exactly. Candidates: entries with this ``card``, ``pattern``, ``head_dim`` and ``attention``; if some
         of them have this ``granularity``, only those. For the attention 'dense': entries with this ``card`` and
         ``head_dim`` whose ``dense_ms`` is not null, which then takes the place of ``ms`` below. Of the candidates those
-        with the least ``abs(log(tokens / entry.tokens))``, of those the greatest ``measured`` as text, of those the last
-        in the file.
+        with the least ``abs(log(tokens / entry.tokens))``, of those the greatest ``measured`` as text, of those the
+        last in the file.
 
         Then ``scale = (tokens / entry.tokens) ** 2 * heads / entry.heads``,
         ``ms = interpolate(entry.points, density) * scale`` and ``dense_ms = entry.dense_ms * scale`` (None if null);
@@ -115,7 +140,7 @@ class Calibration:
         else:
             found = [e for e in found if (e["pattern"], e["attention"]) == (pattern, attention)]
             found = [e for e in found if e["granularity"] == granularity] or found
-        if not found:
+        if not found or tokens < 1 or heads < 1:
             return None
         # max keeps the first of equals, so the last in the file is asked first.
         best = max(reversed(found), key=lambda e: (-abs(math.log(tokens / e["tokens"])), e["measured"]))
@@ -132,3 +157,25 @@ class Calibration:
 def entry_key(entry: dict) -> tuple:
     """Return what tells ``entry`` from others."""
     return tuple(tuple(value) if isinstance(value, list) else value for value in (entry[name] for name in KEY))
+
+
+def _where(path: str | os.PathLike | None) -> Path:
+    return Path(path) if path is not None else calibration_path()
+
+
+def _merged(theirs: list[dict], ours: list[dict]) -> list[dict]:
+    found = {entry_key(entry): entry for entry in theirs}
+    for entry in ours:
+        there = found.get(entry_key(entry))
+        if there is None or entry["measured"] >= there["measured"]:
+            # A replaced entry moves to the end, as put would have it.
+            found.pop(entry_key(entry), None)
+            found[entry_key(entry)] = entry
+    return _bounded(list(found.values()))
+
+
+def _bounded(entries: list[dict]) -> list[dict]:
+    if len(entries) <= MAX_ENTRIES:
+        return entries
+    newest = sorted(range(len(entries)), key=lambda i: (entries[i]["measured"], i))[-MAX_ENTRIES:]
+    return [entries[i] for i in sorted(newest)]

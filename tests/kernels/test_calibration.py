@@ -1,0 +1,320 @@
+"""Calibration: the estimate's rule, and a file that survives damage, other versions and two writers at once."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fpsattention.kernels import calibration_file
+from fpsattention.kernels.calibration import Calibration, CalibrationError, calibration_path, entry_key, interpolate
+from fpsattention.kernels.calibration_file import ENVIRONMENT, MAX_ENTRIES, checked, shown
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def entry(**changes) -> dict:
+    return {
+        "card": "Card A", "backend": "triton-fp8", "attention": "fp8", "granularity": "x1", "slots": 64,
+        "tile": [3, 5, 4], "head_dim": 128, "tokens": 32760, "heads": 12, "pattern": "window",
+        "points": [[0.1, 1.0], [0.3, 2.5], [1.0, 8.0]], "dense_ms": 12.0, "dense_backend": "attention_pytorch",
+        "measured": "2026-11-21T20:00:00+00:00", "torch": "2.13.0", "triton": "3.7.1", "driver": "580.65",
+    } | changes  # fmt: skip
+
+
+def estimate(entries: list[dict], **changes):
+    question = {
+        "card": "Card A", "tokens": 32760, "heads": 12, "head_dim": 128, "attention": "fp8", "granularity": "x1",
+        "density": 0.3,
+    } | changes  # fmt: skip
+    return Calibration(entries).milliseconds(**question)
+
+
+densities = st.floats(1e-3, 1.0)
+
+
+@st.composite
+def curves(draw) -> list[list[float]]:
+    """Points of a rising line: what a sane measurement looks like."""
+    xs = sorted(draw(st.lists(st.integers(1, 1000), min_size=1, max_size=8, unique=True)))
+    ys = sorted(draw(st.lists(st.floats(1e-3, 1e4), min_size=len(xs), max_size=len(xs))))
+    return [[x / 1000, y] for x, y in zip(xs, ys)]
+
+
+@given(curves(), densities, densities)
+def test_more_density_never_costs_less(points, a, b):
+    low, high = sorted((a, b))
+    assert interpolate(points, low) <= interpolate(points, high) * (1 + 1e-9) + 1e-9
+
+
+@given(curves(), densities)
+def test_the_line_goes_through_its_points_and_stays_between_them(points, density):
+    for x, y in points:
+        assert interpolate(points, x) == pytest.approx(y, rel=1e-9)
+    value = interpolate(points, density)
+    assert value >= 0 and math.isfinite(value)
+    if points[0][0] <= density <= points[-1][0]:
+        assert points[0][1] * (1 - 1e-9) <= value <= points[-1][1] * (1 + 1e-9)
+
+
+@given(curves(), densities, st.floats(0.1, 10))
+def test_twice_the_times_are_twice_the_estimate(points, density, factor):
+    scaled = [[x, y * factor] for x, y in points]
+    assert interpolate(scaled, density) == pytest.approx(factor * interpolate(points, density), rel=1e-6, abs=1e-9)
+
+
+def test_ends_go_on_along_the_last_segment():
+    points = [[0.2, 2.0], [0.4, 3.0], [0.5, 5.0]]
+    assert interpolate(points, 0.1) == pytest.approx(1.5)
+    assert interpolate(points, 0.7) == pytest.approx(9.0)
+    assert interpolate([[0.2, 1.0], [0.4, 3.0]], 0.05) == 0.0
+    assert interpolate([[0.2, 2.0]], 0.1) == pytest.approx(1.0)
+
+
+@given(st.integers(1, 10**6), st.integers(1, 100), densities)
+def test_tokens_count_squared_and_heads_once(tokens, heads, density):
+    found = estimate([entry()], tokens=tokens, heads=heads, density=density)
+    scale = (tokens / 32760) ** 2 * heads / 12
+    assert found.ms == pytest.approx(interpolate(entry()["points"], density) * scale)
+    assert found.dense_ms == pytest.approx(12.0 * scale)
+    assert found.scaled == ((tokens, heads) != (32760, 12))
+
+
+def test_which_entry_answers():
+    near, far = entry(tokens=30000, backend="near"), entry(tokens=75600, backend="far")
+    assert estimate([near, far]).entry["backend"] == "near"
+    assert estimate([near, far], tokens=70000).entry["backend"] == "far"
+    # The distance is a ratio: 20,000 is nearer to 10,000 than to 45,000.
+    ten, forty_five = entry(tokens=10000, backend="10"), entry(tokens=45000, backend="45")
+    assert estimate([ten, forty_five], tokens=20000).entry["backend"] == "10"
+    newer = entry(backend="newer", measured="2026-11-22")
+    assert estimate([newer, entry()]).entry["backend"] == "newer" == estimate([entry(), newer]).entry["backend"]
+    assert estimate([entry(backend="one"), entry(backend="two")]).entry["backend"] == "two"
+
+
+def test_granularity_is_preferred_and_the_rest_demanded():
+    x1, x2 = entry(), entry(granularity="x2", tokens=500)
+    assert estimate([x1, x2], granularity="x2").entry is x2
+    assert estimate([x1, x2], granularity="x8").entry is x1
+    for change in ({"card": "Card B"}, {"head_dim": 64}, {"attention": "bf16"}, {"pattern": "heads"}):
+        assert estimate([entry()], **change) is None
+    assert estimate([entry()], tokens=0) is None and estimate([entry()], heads=0) is None
+    assert estimate([]) is None
+
+
+def test_dense_steps_have_an_estimate_of_their_own():
+    one = entry(dense_ms=None, tokens=32760)
+    two = entry(attention="bf16", granularity=None, tokens=1000, dense_ms=0.5)
+    assert estimate([one], attention="dense") is None and estimate([one]).dense_ms is None
+    assert estimate([one, two], attention="dense", tokens=2000).ms == pytest.approx(2.0)
+
+
+def test_where_the_file_is(monkeypatch, tmp_path):
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "here.json"))
+    assert calibration_path() == tmp_path / "here.json"
+    monkeypatch.setenv(ENVIRONMENT, "  ")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert calibration_path() == tmp_path / "fpsattention" / "calibration.json"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert calibration_path() == tmp_path / ".cache" / "fpsattention" / "calibration.json"
+    assert shown(calibration_path()) == "~/.cache/fpsattention/calibration.json"
+    assert shown(tmp_path.parent / "other") == str(tmp_path.parent / "other")
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "Local"))
+    assert calibration_path() == tmp_path / "Local" / "fpsattention" / "calibration.json"
+
+
+def test_it_keeps_what_it_was_given(tmp_path):
+    path = tmp_path / "new" / "folder" / "calibration.json"
+    assert Calibration.load(path) == Calibration()
+    calibration = Calibration()
+    calibration.put(entry())
+    calibration.put(entry(tile=[3, 5, 8]))
+    calibration.put(entry(dense_ms=11.0))
+    calibration.save(path)
+    assert Calibration.load(path).entries == [entry(tile=[3, 5, 8]), entry(dense_ms=11.0)]
+    assert json.loads(path.read_text())["version"] == 1
+    assert sorted(p.name for p in path.parent.iterdir()) == ["calibration.json", "calibration.json.lock"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"points": []}, {"points": [[0.1, 1.0], [0.1, 2.0]]}, {"points": [[0.5, 1.0], [0.1, 2.0]]}, {"points": None},
+        {"points": [[0.5, float("nan")]]}, {"points": [[0.5, -1.0]]}, {"points": [[1.5, 1.0]]}, {"points": [[0.5]]},
+        {"tokens": 0}, {"tokens": True}, {"tokens": 1.5}, {"heads": -1}, {"tokens": 10**400}, {"tile": [1, 2]},
+        {"card": ""}, {"card": None}, {"card": "x" * 1000}, {"dense_ms": 0}, {"dense_ms": float("inf")},
+        {"measured": "yesterday"}, {"measured": None}, {"attention": "dense"}, {"granularity": 1}, {"torch": 2},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_entries_that_make_no_sense_are_refused(change):
+    assert checked(entry(**change)) is None
+    with pytest.raises(CalibrationError, match="no calibration entry"):
+        Calibration().put(entry(**change))
+
+
+def test_the_oldest_measurements_go(tmp_path, monkeypatch):
+    monkeypatch.setattr("fpsattention.kernels.calibration.MAX_ENTRIES", 3)
+    calibration = Calibration()
+    for number, day in enumerate((5, 1, 4, 2, 3), 1):
+        calibration.put(entry(tokens=number, measured=f"2026-11-0{day}"))
+    assert [e["measured"][-1] for e in calibration.entries] == ["5", "4", "3"]
+    assert MAX_ENTRIES * 8000 < calibration_file.MAX_BYTES
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b"\xff\xfe", b"[]", b"3", b"null",
+     b'{"entries": []}', b'{"version": 1}', b'{"version": 1, "entries": {}}',
+     b"[" * 100_000, b"9" * 10_000, b'{"version": 1, "entries": [{}]}'],
+    ids=lambda data: data[:24].decode("latin1"),
+)  # fmt: skip
+def test_a_damaged_file_is_set_aside(tmp_path, data):
+    path = tmp_path / "calibration.json"
+    for name in ("calibration.json.damaged", "calibration.json.damaged-2"):
+        path.write_bytes(data)
+        calibration = Calibration.load(path)
+        assert calibration.entries == [] and name in calibration.problem
+        assert calibration.problem.endswith(".") and calibration.problem.count("\n") == 0
+        assert (tmp_path / name).read_bytes() == data and not path.exists()
+    assert Calibration.load(path).problem is None
+
+
+def test_good_entries_of_a_damaged_file_stay(tmp_path):
+    path = tmp_path / "calibration.json"
+    damaged = json.dumps({"version": 1, "entries": [entry(), entry(tokens="many"), 7]})
+    path.write_text(damaged)
+    calibration = Calibration.load(path)
+    assert calibration.entries == [entry()] and "2 of 3 entries" in calibration.problem
+    assert "1 good entries were kept" in calibration.problem
+    assert (tmp_path / "calibration.json.damaged").read_text() == damaged
+    assert Calibration.load(path) == Calibration([entry()])
+
+
+def test_a_file_that_is_too_large_is_set_aside(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration_file, "MAX_BYTES", 2**20)
+    path = tmp_path / "calibration.json"
+    path.write_bytes(b" " * (2**20 + 1))
+    assert "more than 1 MiB" in Calibration.load(path).problem and not path.exists()
+
+
+@pytest.mark.parametrize("version", [2, 99, "2", None, 0, True, [1]])
+def test_another_version_is_left_alone(tmp_path, version):
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps({"version": version, "entries": [entry()], "more": 1}))
+    before = path.read_bytes()
+    calibration = Calibration.load(path)
+    assert (
+        calibration.entries == [] and "version" in calibration.problem and "update the node pack" in calibration.problem
+    )
+    calibration.put(entry())
+    with pytest.raises(CalibrationError, match="update the node pack"):
+        calibration.save(path)
+    assert path.read_bytes() == before
+
+
+def test_what_cannot_be_read_or_written(tmp_path):
+    assert "cannot be read" in Calibration.load(tmp_path).problem
+    calibration = Calibration([entry()])
+    with pytest.raises(CalibrationError, match="cannot be"):
+        calibration.save(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CalibrationError, match="cannot be written"):
+        calibration.save(tmp_path / "file" / "calibration.json")
+    assert Calibration.load("\0").problem is not None
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "calibration.json"
+    Calibration([entry()]).save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(CalibrationError, match="No space left on device"):
+        Calibration([entry(tokens=5)]).save(path)
+    assert path.read_bytes() == before
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_what_another_wrote_meanwhile_stays(tmp_path):
+    path = tmp_path / "calibration.json"
+    one, two = Calibration.load(path), Calibration.load(path)
+    one.put(entry(tokens=1))
+    one.put(entry(tokens=3, measured="2026-12-01"))
+    two.put(entry(tokens=2))
+    two.put(entry(tokens=3, dense_ms=99.0))
+    one.save(path)
+    two.save(path)
+    found = {e["tokens"]: e for e in Calibration.load(path).entries}
+    assert sorted(found) == [1, 2, 3] and found[3]["dense_ms"] == 12.0
+
+
+_WRITER = """
+import sys
+from fpsattention.kernels.calibration import Calibration
+sys.path.insert(0, sys.argv[1])
+from test_entry import entry
+for number in range(25):
+    calibration = Calibration.load(sys.argv[2])
+    calibration.put(entry(tokens=1 + int(sys.argv[3]) * 100 + number))
+    calibration.save(sys.argv[2])
+"""
+
+
+def test_processes_that_write_at_once_lose_nothing(tmp_path):
+    (tmp_path / "test_entry.py").write_text(f"def entry(**changes):\n    return {entry()!r} | changes\n")
+    path = tmp_path / "calibration.json"
+    command = [sys.executable, "-c", _WRITER, str(tmp_path), str(path)]
+    running = [subprocess.Popen([*command, str(i)], cwd=ROOT, stderr=subprocess.PIPE) for i in range(3)]
+    for process in running:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors.decode()[-2000:]
+    found = {e["tokens"] for e in Calibration.load(path).entries}
+    assert found == {1 + i * 100 + n for i in range(3) for n in range(25)}
+
+
+def test_a_lock_that_is_held_is_waited_for(tmp_path, monkeypatch):
+    path = tmp_path / "calibration.json"
+    monkeypatch.setattr(calibration_file, "LOCK_SECONDS", 0.1)
+    with calibration_file.locked(path), pytest.raises(CalibrationError, match="holds the lock"):
+        Calibration([entry()]).save(path)
+    Calibration([entry()]).save(path)
+
+
+mutations = st.one_of(
+    st.binary(max_size=60),
+    st.tuples(st.integers(0, 10**6), st.binary(max_size=6), st.integers(0, 40)),
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(mutations)
+def test_any_file_is_survived_and_none_is_lost(tmp_path, mutation):
+    folder = tmp_path / os.urandom(6).hex()
+    folder.mkdir()
+    path = folder / "calibration.json"
+    data = json.dumps({"version": 1, "entries": [entry(), entry(tokens=5)]}).encode()
+    if isinstance(mutation, bytes):
+        data = mutation
+    else:
+        at, new, gone = mutation
+        at %= len(data)
+        data = data[:at] + new + data[at + gone :]
+    path.write_bytes(data)
+    calibration = Calibration.load(path)
+    assert any(p.read_bytes() == data for p in folder.iterdir())
+    for e in calibration.entries:
+        assert checked(e) == e and entry_key(e)
+        assert estimate([e], card=e["card"], attention=e["attention"], head_dim=e["head_dim"], pattern=e["pattern"])
+    assert calibration.problem is None or calibration.problem.endswith(".")
+    if calibration.problem is None or "update the node pack" not in calibration.problem:
+        calibration.put(entry(tokens=77))
+        calibration.save(path)
+        assert Calibration.load(path).entries == calibration.entries
