@@ -98,15 +98,18 @@ class WindowChoice:
 
 
 @lru_cache(maxsize=512)
-def window_for(grid: tuple[int, int, int], slots: int, percent: float) -> WindowChoice:
-    """Return the window on the tile grid whose token density is nearest to ``percent``.
+def window_for(
+    grid: tuple[int, int, int], slots: int, percent: float, tile: tuple[int, int, int] | None = None
+) -> WindowChoice:
+    """Return the window on the tile grid whose token density is nearest to ``percent``; ``tile`` as for
+    ``choose_tiling``.
 
     Densities within 3 % of the target count as hits; among them the window that keeps most of time wins, then the most
     even one in height and width. 100 is always 'all all all'. Raises CellError outside (0, 100].
     """
     if not 0 < percent <= 100:
         raise CellError(f"a density is above 0 and at most 100 %, got {percent:g}.")
-    tiling = choose_tiling(TokenGrid(*grid), slots)
+    tiling = choose_tiling(TokenGrid(*grid), slots, tile)
     if percent == 100:
         return WindowChoice(tiling.pieces, (None, None, None), 1.0)
     axes = []

@@ -1,0 +1,365 @@
+"""What attention costs on this device at one size: dense and ours at several densities, in turns, within a time limit.
+
+The benchmark of the repository (``kernels/bench``) measures everything on one kind of card for hours; this measures
+what one user needs in seconds, with the same clock and the same windows, and gives the entry for the calibration.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from .attention import BackendError, fps_attention, resolve_backend
+from .bench.cells import window_for
+from .bench.timing import ROUNDS, Clock, Timing, short
+from .calibration import interpolate
+from .cards import card_name, driver_version
+from .grid import TokenGrid, choose_tiling
+from .plan import Plans
+from .schedule import Schedule
+
+# The densities that say most come first: what does not fit into the limit is left out from the end.
+PERCENTS = (30, 15, 100, 50, 20, 10)
+SIGMA = 0.5
+MOST_REPEATS = 40
+# A size that allows fewer timed calls of everybody than this is measured on fewer heads or frames.
+WANTED_REPEATS = 3
+# The problem on which a processor's speed is guessed: large enough to be more than call overhead.
+PROBE_GRID = (2, 24, 24)
+PROBE_PERCENT = 30
+
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is measured: the model's shape on a video, the backend and tile of ours, and the seconds it may take."""
+
+    grid: TokenGrid
+    heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+    backend: str = "auto"
+    slots: int = 64
+    tile: tuple[int, int, int] | None = None
+    seconds: float = 20.0
+
+    @property
+    def pairs(self) -> float:
+        """Query-key pairs of all heads when dense: what the time grows with."""
+        return float(self.grid.tokens) ** 2 * self.heads
+
+    @property
+    def bytes(self) -> int:
+        """Device memory that the measurement may need: inputs, outputs, quantized copies, and the clock's buffer."""
+        width = torch.empty((), dtype=self.dtype).element_size()
+        return 10 * self.grid.tokens * self.heads * self.head_dim * width + 768 * 2**20
+
+
+@dataclass
+class Row:
+    """One contestant: ``family`` is 'dense' or 'ours'; without ``timing`` the ``note`` says why."""
+
+    name: str
+    family: str
+    density: float
+    window: str = ""
+    timing: Timing | None = None
+    note: str = ""
+    call: Callable[[], object] | None = field(default=None, repr=False)
+    estimate: float = math.inf
+    samples: list[float] = field(default_factory=list, repr=False)
+
+
+@dataclass
+class Measurement:
+    """What came out: ``size`` is what was measured, ``wanted`` what was asked for."""
+
+    wanted: Size
+    size: Size
+    rows: list[Row]
+    notes: list[str]
+    card: str
+    backend: str | None = None
+    attention: str = "fp8"
+    granularity: str | None = "x1"
+    host: str = ""
+    date: str = ""
+
+    @property
+    def scale(self) -> float:
+        """What a measured time is multiplied by for the size that was asked for; 1.0 where that was measured."""
+        return self.wanted.pairs / self.size.pairs
+
+    def ours(self) -> list[Row]:
+        """Return our timed rows, dense to sparse."""
+        return sorted((r for r in self.rows if r.family == "ours" and r.timing), key=lambda r: -r.density)
+
+    def strongest(self) -> Row | None:
+        """Return the fastest dense row."""
+        return min(
+            (r for r in self.rows if r.family == "dense" and r.timing), key=lambda r: r.timing.median, default=None
+        )
+
+    def speedup(self, row: Row) -> float | None:
+        """Return how many times faster than the fastest dense one ``row`` is, both from this run."""
+        dense = self.strongest()
+        return dense.timing.median / row.timing.median if dense and row.timing else None
+
+    def entry(self) -> dict | None:
+        """Return the entry for the calibration, or None where none of ours was timed.
+
+        ``dense_ms`` is the host's own attention, because that is what dense steps run.
+        """
+        ours = self.ours()
+        if not ours:
+            return None
+        size = self.size
+        dense = next((r for r in self.rows if r.name == self.host and r.timing), None)
+        return {
+            "card": self.card, "backend": self.backend, "attention": self.attention, "granularity": self.granularity,
+            "slots": size.slots, "tile": list(choose_tiling(size.grid, size.slots, size.tile).tile),
+            "head_dim": size.head_dim, "tokens": size.grid.tokens, "heads": size.heads, "pattern": "window",
+            "points": [[row.density, row.timing.median] for row in reversed(ours)],
+            "dense_ms": dense.timing.median if dense else None, "dense_backend": dense.name if dense else None,
+            "measured": self.date, "torch": torch.__version__, "triton": _triton(),
+            "driver": driver_version(size.device),
+        }  # fmt: skip
+
+
+def torch_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> torch.Tensor:
+    """Return torch's own attention of ``(b, s, heads * d)``: the dense one where there is no host."""
+    b, s, _ = q.shape
+    out = torch.nn.functional.scaled_dot_product_attention(
+        *(x.view(b, s, heads, -1).transpose(1, 2) for x in (q, k, v))
+    )
+    return out.transpose(1, 2).reshape(b, s, -1)
+
+
+def measure(
+    wanted: Size,
+    host: Attention = torch_attention,
+    host_name: str = "torch",
+    tick: Callable[[float], None] = lambda share: None,
+) -> Measurement:
+    """Return the times at ``wanted``, or at a part of it that fits the limit, which ``notes`` then say.
+
+    ``host(q, k, v, heads)`` is the dense attention on ``(b, s, heads * d)``. ``tick`` is called between calls with the
+    share that is done; what it raises ends the measurement. A contestant that fails costs a sentence, nothing else.
+    """
+    result = Measurement(
+        wanted, wanted, [], [], card_name(wanted.device), host=host_name,
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )  # fmt: skip
+    with torch.no_grad():
+        try:
+            _choose_backend(result)
+            clock = Clock(wanted.device)
+            costs = _probe(result, clock, host, tick)
+            result.size = _fitting(result, costs)
+            _run(result, clock, host, costs, tick)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            result.notes.append(f"{_memory_sentence(result.size)}.")
+        finally:
+            for row in result.rows:
+                row.call = None
+            if wanted.device.type == "cuda":
+                torch.cuda.empty_cache()
+    tick(1.0)
+    return result
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether ``error`` says that the device has no memory left."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error).lower()
+
+
+def _choose_backend(result: Measurement) -> None:
+    size = result.wanted
+    attention = "bf16" if size.backend == "triton-bf16" else "fp8"
+    try:
+        name, note = resolve_backend(size.backend, size.device, size.dtype, size.head_dim, attention)
+    except BackendError as error:
+        result.notes.append(f"ours was not measured: {error}")
+        return
+    if name == "triton-bf16":
+        attention = "bf16"
+    if note:
+        result.notes.append(note)
+    result.backend, result.attention = name, attention
+    result.granularity = "x1" if attention == "fp8" else None
+
+
+def _contestants(size: Size, result: Measurement, host: Attention, percents: tuple[int, ...]) -> list[Row]:
+    """Return the rows of ``size``, ready to be called, the most important first; raises what memory raises."""
+    shape = (1, size.grid.tokens, size.heads, size.head_dim)
+    generator = torch.Generator(size.device).manual_seed(0)
+    q, k, v = (torch.randn(shape, generator=generator, device=size.device, dtype=size.dtype) for _ in range(3))
+    flat = [x.flatten(2) for x in (q, k, v)]
+    rows = [Row(result.host, "dense", 1.0, call=lambda: host(*flat, size.heads))]
+    if size.device.type == "cuda" and not torch.version.hip and size.dtype in (torch.float16, torch.bfloat16):
+        rows.append(Row("cudnn", "dense", 1.0, call=lambda: _cudnn(q, k, v)))
+    if result.backend is None:
+        return rows
+    found: dict[float, Row] = {}
+    for percent in percents:
+        window = window_for(size.grid.shape, size.slots, percent, size.tile)
+        line = f"0.00 {result.attention} {result.granularity or '-'} {window.words}"
+        plans = Plans(Schedule.parse(line), size.grid, size.heads, slots=size.slots, tile=size.tile)
+        density = plans.density(SIGMA)
+        if any(abs(density - other) < 1e-6 for other in found):
+            continue
+
+        def call(plans: Plans = plans) -> object:
+            return fps_attention(q, k, v, plans.at(SIGMA, device=size.device), backend=result.backend)
+
+        found[density] = Row(result.backend, "ours", density, window.words, call=call)
+    return rows + list(found.values())
+
+
+def _cudnn(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+
+
+def _probe(result: Measurement, clock: Clock, host: Attention, tick: Callable[[float], None]) -> dict[str, float]:
+    """Return guessed milliseconds per query-key pair by family, from one head (and on a processor a small grid)."""
+    wanted = result.wanted
+    grid = wanted.grid if clock.cuda else TokenGrid(*(min(a, b) for a, b in zip(wanted.grid.shape, PROBE_GRID)))
+    small = replace(wanted, grid=grid, heads=1)
+    costs = {}
+    for row in _contestants(small, result, host, (PROBE_PERCENT,)):
+        tick(0.0)
+        try:
+            clock.once(row.call)  # compiles, or fills caches
+            costs.setdefault(row.family, clock.once(row.call) / (small.pairs * row.density))
+        except Exception as error:  # told where it is measured
+            if out_of_memory(error) and clock.cuda:
+                torch.cuda.empty_cache()
+    return costs
+
+
+def _cost(size: Size, costs: dict[str, float]) -> float:
+    """Return the guessed milliseconds of calling everybody once."""
+    dense = 2 if size.device.type == "cuda" else 1
+    return size.pairs * (dense * costs.get("dense", 0.0) + sum(PERCENTS) / 100 * costs.get("ours", 0.0))
+
+
+def _fitting(result: Measurement, costs: dict[str, float]) -> Size:
+    """Return the size, with fewer heads, then fewer frames, rows and columns where the limit demands it."""
+    wanted = size = result.wanted
+    allowed = wanted.seconds * 1e3 / (WANTED_REPEATS + 1)
+    if _cost(size, costs) <= allowed:
+        return size
+    size = replace(size, heads=max(1, int(size.heads * allowed / _cost(size, costs))))
+    while _cost(size, costs) > allowed and size.grid.tokens > 64:
+        t, h, w = size.grid.shape
+        share = math.sqrt(allowed / _cost(size, costs))
+        if t > 1:
+            grid = TokenGrid(max(1, min(t - 1, int(t * share))), h, w)
+        else:
+            side = min(0.97, math.sqrt(share))
+            grid = TokenGrid(1, max(1, int(h * side)), max(1, int(w * side)))
+        size = replace(size, grid=grid)
+    parts = []
+    if size.heads != wanted.heads:
+        parts.append(f"{size.heads} of {wanted.heads} heads")
+    if size.grid != wanted.grid:
+        shapes = ["x".join(map(str, g.shape)) for g in (size.grid, wanted.grid)]
+        parts.append(
+            f"a grid of {shapes[0]} = {size.grid.tokens:,} instead of {shapes[1]} = {wanted.grid.tokens:,} tokens"
+        )
+    result.notes.append(
+        f"measured {' and '.join(parts)}: everything {WANTED_REPEATS} times would take about "
+        f"{_cost(wanted, costs) * (WANTED_REPEATS + 1) / 1e3:.0f} s here, the limit is {wanted.seconds:g} s. Expected "
+        "times are scaled with the heads and the square of the tokens."
+    )
+    return size
+
+
+def _run(
+    result: Measurement, clock: Clock, host: Attention, costs: dict[str, float], tick: Callable[[float], None]
+) -> None:
+    size = result.size
+    result.rows = _contestants(size, result, host, PERCENTS)
+    limit = size.seconds * 1e3
+    spent = _first_calls(result, clock, costs, tick)
+    running = [row for row in result.rows if not row.note]
+    total = sum(row.estimate for row in running)
+    goes = min(MOST_REPEATS, int((limit - spent) / total)) if total else 0
+    rounds = min(ROUNDS, goes)
+    for number in range(rounds):
+        repeats = goes // rounds + (number < goes % rounds)
+        for row in running:
+            if row.note:
+                continue
+            tick(min(0.99, spent / limit))
+            try:
+                row.samples += clock.sample(row.call, repeats)
+            except Exception as error:
+                _failed(row, error, size)
+            spent += row.estimate * repeats
+    for row in running:
+        if not row.note:
+            # A call for which there was no second time is a measurement all the same.
+            row.timing = Timing.of(row.samples or [row.estimate])
+    if not rounds and running:
+        result.notes.append("there was time for one call each: no median, no spread; allow more seconds for them.")
+    result.rows.sort(key=lambda row: (row.family == "ours", -row.density))
+
+
+def _first_calls(result: Measurement, clock: Clock, costs: dict[str, float], tick: Callable[[float], None]) -> float:
+    """Call everybody once, and once more where the first call compiles; return the milliseconds that count."""
+    size, spent = result.size, 0.0
+    limit = size.seconds * 1e3
+    for row in result.rows:
+        tick(min(0.99, spent / limit))
+        expected = costs.get(row.family, 0.0) * size.pairs * row.density
+        if spent + expected > limit:
+            left = max(0.0, limit - spent) / 1e3
+            row.note = f"left out: it takes about {expected / 1e3:.1f} s, {left:.1f} s of {size.seconds:g} s were left"
+            continue
+        try:
+            row.estimate = clock.once(row.call)
+            if clock.cuda:
+                # What the first call took beyond this one was compilation and does not count.
+                row.estimate = clock.once(row.call)
+                spent += row.estimate
+            spent += row.estimate
+        except Exception as error:
+            _failed(row, error, size)
+    return spent
+
+
+def _failed(row: Row, error: Exception, size: Size) -> None:
+    row.note = _memory_sentence(size) if out_of_memory(error) else f"failed: {short(error, 200)}"
+    row.call = None
+    if size.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _memory_sentence(size: Size) -> str:
+    what = f"{size.grid.tokens:,} tokens and {size.heads} heads"
+    return f"out of memory with {what}; measure fewer heads, times grow with them"
+
+
+def expected_ms(result: Measurement, density: float) -> float | None:
+    """Return the milliseconds of ours at ``density`` for the size that was asked for, None where none was timed."""
+    points = [[row.density, row.timing.median] for row in reversed(result.ours())]
+    return interpolate(points, density) * result.scale if points else None
+
+
+def _triton() -> str | None:
+    from .bench import environment
+
+    found = environment.version("triton")
+    return None if found == "not installed" else found
