@@ -315,20 +315,21 @@ def _parse_json_row(row: object, number: int) -> Phase:
     until, attention = row.get("until"), row.get("attention")
     if isinstance(until, bool) or not isinstance(until, int | float) or not 0 <= until <= 1:
         raise fail(f"'until' is {until!r}; write a number between 0 and 1.")
+    until = float(until) + 0.0  # a written -0.0 is 0.0
     if attention not in ATTENTIONS:
         raise fail(f"'attention' is {attention!r}; write one of {', '.join(ATTENTIONS)}.")
     if attention == "dense":
         extra = set(row) - {"until", "attention"}
         if extra:
             raise fail(f"'dense' takes no {min(extra)}; remove it.")
-        return Phase(float(until), attention)
+        return Phase(until, attention)
     granularity = _granularity(attention, row.get("granularity"), fail)
     if "selector" in row:
         if "window" in row:
             raise fail("both a window and a selector are given; keep one.")
         words = str(row["selector"]).split() or [""]
-        return Phase(float(until), attention, granularity, None, _selector(words, fail))
+        return Phase(until, attention, granularity, None, _selector(words, fail))
     window = row.get("window")
     if not isinstance(window, list) or len(window) != 3:
         raise fail(f'\'window\' is {window!r}; write three extents such as ["all", 20, "60%"].')
-    return Phase(float(until), attention, granularity, tuple(_extent(e, fail) for e in window))
+    return Phase(until, attention, granularity, tuple(_extent(e, fail) for e in window))
