@@ -6,8 +6,10 @@ import logging
 
 from ._api import ComfyExtension, io
 from .apply import FPSAttentionApply
+from .benchmark import FPSAttentionBenchmark
 from .load import FPSAttentionLoadWan
 from .report import FPSAttentionReport
+from .routes import register_routes
 from .schedule import FPSAttentionSchedule
 
 logger = logging.getLogger(__name__)
@@ -16,10 +18,12 @@ MINIMUM_HOST = (0, 11, 0)
 
 
 class FPSAttentionExtension(ComfyExtension):
-    """The pack's four nodes."""
+    """The pack's nodes."""
 
     async def on_load(self) -> None:
-        """Say in one sentence if the host is older than what Wan needs to publish its token grid."""
+        """Offer the route to the measured times, and say in one sentence if the host is older than what Wan needs to
+        publish its token grid."""
+        register_routes()
         version = host_version()
         if version is not None and version < MINIMUM_HOST:
             logger.warning(
@@ -30,7 +34,13 @@ class FPSAttentionExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return the node classes."""
-        return [FPSAttentionLoadWan, FPSAttentionApply, FPSAttentionSchedule, FPSAttentionReport]
+        return [
+            FPSAttentionLoadWan,
+            FPSAttentionApply,
+            FPSAttentionSchedule,
+            FPSAttentionReport,
+            FPSAttentionBenchmark,
+        ]
 
 
 def host_version() -> tuple[int, ...] | None:

@@ -1,0 +1,88 @@
+"""What a connected MODEL says about itself: layers, heads, dtype, the side of a token, its tile and its shift."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..kernels.checkpoint import Header, HeaderError
+from ..kernels.outlook import PIXELS_PER_TOKEN
+from .layout import is_wan
+from .patch import PatchError
+from .settings import file_header
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A Wan model's shape; ``pixels`` is the side of a token, ``shift`` None where it cannot be told."""
+
+    kind: str
+    layers: int
+    heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+    pixels: int
+    shift: float | None
+    header: Header | None
+    problem: str | None = None
+
+    @property
+    def tiles(self) -> dict[str, Any]:
+        """The tile arguments of ``plans_for``: the file's, or none."""
+        return {} if self.header is None else {"slots": self.header.slots, "tile": self.header.tile}
+
+
+def model_facts(model: Any) -> ModelFacts:
+    """Return the facts about ``model``; raises PatchError for one that is not Wan.
+
+    A header that cannot be read is left out, and ``problem`` says so.
+    """
+    diffusion_model = model.get_model_object("diffusion_model")
+    if not is_wan(diffusion_model):
+        raise PatchError(
+            f"this node knows Wan models, this one is {type(model.model).__name__}; connect a Wan2.1 or Wan2.2 "
+            "diffusion model, or none."
+        )
+    header, problem = None, None
+    try:
+        header = file_header(model)
+    except HeaderError as error:
+        problem = str(error)
+    return ModelFacts(
+        kind=type(diffusion_model).__name__,
+        layers=len(diffusion_model.blocks),
+        heads=diffusion_model.num_heads,
+        head_dim=diffusion_model.dim // diffusion_model.num_heads,
+        dtype=compute_dtype(model),
+        device=torch.device(model.load_device),
+        pixels=_pixels(model, diffusion_model),
+        shift=model_shift(model),
+        header=header,
+        problem=problem,
+    )
+
+
+def compute_dtype(model: Any) -> torch.dtype:
+    """Return the dtype that q, k and v will have: FP8 weights still compute in a wider one."""
+    inner = model.model
+    dtype = getattr(inner, "manual_cast_dtype", None) or inner.get_dtype()
+    return dtype if dtype in (torch.float16, torch.bfloat16, torch.float32) else torch.bfloat16
+
+
+def model_shift(model: Any) -> float | None:
+    """Return the shift of the model's noise schedule as it stands now, other nodes' patches included."""
+    try:
+        shift = float(model.get_model_object("model_sampling").shift)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    return shift if 0 < shift < 1e4 else None
+
+
+def _pixels(model: Any, diffusion_model: Any) -> int:
+    """The side of a token in pixels: 16, or 32 for Wan2.2 5B with its coarser latents."""
+    ratio = getattr(getattr(model.model, "latent_format", None), "spacial_downscale_ratio", None)
+    patch = diffusion_model.patch_size[-1]
+    return int(ratio * patch) if isinstance(ratio, int) and ratio > 0 else PIXELS_PER_TOKEN

@@ -1,0 +1,64 @@
+"""The size of a video as node inputs, and the sentence for a size that cannot be."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..kernels.grid import GridError, TokenGrid
+from ..kernels.outlook import PIXELS_PER_TOKEN, video_grid
+from ._api import io
+
+MAX_SIDE = 16384
+MAX_FRAMES = 16384
+MAX_STEPS = 1000
+
+
+def size_inputs(purpose: str) -> list[io.Input]:
+    """Return the inputs width, height and frames; ``purpose`` ends their tooltips."""
+    return [
+        io.Int.Input(
+            "width", default=832, min=16, max=MAX_SIDE, step=16, tooltip=f"Width of the video in pixels {purpose}."
+        ),
+        io.Int.Input(
+            "height", default=480, min=16, max=MAX_SIDE, step=16, tooltip=f"Height of the video in pixels {purpose}."
+        ),
+        io.Int.Input(
+            "frames",
+            default=81,
+            min=1,
+            max=MAX_FRAMES,
+            step=4,
+            tooltip=f"Frames of the video {purpose}; four of them are one latent frame, so 4n + 1.",
+        ),
+    ]
+
+
+def whole_problem(name: str, value: Any, most: int) -> str | None:
+    """Return the sentence for a ``value`` that is no whole number from 1 to ``most``; None if it is one."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value != int(value):
+        return f"{name} is {value!r}, it must be a whole number; write one from 1 to {most}."
+    if not 1 <= value <= most:
+        return f"{name} is {int(value)}, it must be from 1 to {most}."
+    return None
+
+
+def size_problem(width: Any = None, height: Any = None, frames: Any = None) -> str | None:
+    """Return the sentence for a size that cannot be, None for one that can or is not known yet (None)."""
+    for name, value, most in (("width", width, MAX_SIDE), ("height", height, MAX_SIDE), ("frames", frames, MAX_FRAMES)):
+        if value is not None and (problem := whole_problem(name, value, most)):
+            return problem
+    if None in (width, height, frames):
+        return None
+    try:
+        video_grid(int(width), int(height), int(frames))
+    except GridError as error:
+        return str(error)
+    return None
+
+
+def token_grid(width: Any, height: Any, frames: Any, pixels: int = PIXELS_PER_TOKEN) -> TokenGrid:
+    """Return the token grid of the video; raises GridError with one sentence."""
+    if problem := size_problem(width, height, frames):
+        raise GridError(problem)
+    return video_grid(int(width), int(height), int(frames), pixels)
