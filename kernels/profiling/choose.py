@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Choice:
     @property
     def phases(self) -> int:
         """Runs of equal neighbors."""
-        return 1 + sum(a != b for a, b in zip(self.levels, self.levels[1:]))
+        return 1 + sum(a != b for a, b in pairwise(self.levels))
 
 
 def frontier(

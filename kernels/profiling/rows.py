@@ -147,7 +147,7 @@ def _quantized(
 
 
 def scales(x: torch.Tensor, name: str, tiling: Tiling) -> torch.Tensor:
-    """Return the e4m3 scales of ``x (H, S, D)`` at granularity ``name``: ``(H, S, 1)``, or ``(H, 1, D)`` per channel."""
+    """Return the e4m3 scales of ``x (H, S, D)`` at granularity ``name``, ``(H, S, 1)``; per channel ``(H, 1, D)``."""
     if name == "channel":
         return _scale(x.abs().amax(1, keepdim=True))
     token = x.abs().amax(-1)

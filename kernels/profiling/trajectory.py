@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def cut(sigmas: Sequence[float], count: int) -> list[Segment]:
     values = [float(sigma) for sigma in sigmas]
     if not values:
         raise ProfileError("the run has no step; set steps to 1 or more.")
-    if any(b > a + SIGMA_TOLERANCE for a, b in zip(values, values[1:])):
+    if any(b > a + SIGMA_TOLERANCE for a, b in pairwise(values)):
         raise ProfileError("the noise level rises during this run, which a schedule cannot follow; choose a scheduler.")
     parts = [part for part in np.array_split(np.arange(len(values)), min(count, len(values))) if len(part)]
     starts = [0]

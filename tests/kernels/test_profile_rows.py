@@ -88,7 +88,7 @@ def test_every_window_of_every_grid_can_be_written():
 
 
 def test_a_single_tile_per_frame_is_refused_in_one_sentence():
-    with pytest.raises(ProfileError, match="single tile.*larger video"):
+    with pytest.raises(ProfileError, match=r"single tile.*larger video"):
         ladder(TokenGrid(5, 2, 2))
 
 
@@ -97,13 +97,13 @@ def test_one_scale_serves_its_group_and_nobody_else():
     tiling = choose_tiling(grid)
     x = torch.randn(2, grid.tokens, 64, generator=torch.Generator().manual_seed(1))
     assert scales(x, "channel", tiling).shape == (2, 1, 64)
-    for name in ("token", "group", "x1", "x2", "x8"):
+    counts = {"token": grid.tokens, "group": 9, "x1": tiling.count, "x2": 8, "x8": 1}
+    for name, groups in counts.items():
         scale = scales(x, name, tiling)[..., 0]
         largest = x.abs().amax(-1) / 448
         assert bool((scale >= largest - 1e-9).all())
-        assert len(torch.unique(scale[0])) == {"token": grid.tokens, "group": 9, "x1": tiling.count, "x2": 8 // 2, "x8": 1}.get(
-            name, -1
-        ) or name == "x2"  # fmt: skip
+        assert len(torch.unique(scale[0])) <= groups
+        assert name in ("x2", "x8") or len(torch.unique(scale[0])) == groups
     x[0, 70] = 100.0
     touched = scales(x, "group", tiling)[0, :, 0] > 0.2
     assert touched.nonzero().flatten().tolist() == list(range(64, 128))

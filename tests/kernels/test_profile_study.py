@@ -265,7 +265,7 @@ def test_the_search_finds_what_trying_everything_finds(seed):
         choices = choose.frontier(densities, weights, errors, phases)
         everything = []
         for levels in itertools.product(range(4), repeat=5):
-            if 1 + sum(a != b for a, b in zip(levels, levels[1:])) <= phases:
+            if 1 + sum(a != b for a, b in itertools.pairwise(levels)) <= phases:
                 work = sum(w * densities[i] for w, i in zip(weights, levels))
                 everything.append((work, sum(errors[s][i] for s, i in enumerate(levels))))
         for budget in (0.2, 0.5, 0.9):
