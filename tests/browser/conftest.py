@@ -46,6 +46,12 @@ def tiny() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def stand_ins() -> ModuleType:
+    """The module that puts tiny files in the place of Wan's own."""
+    return load_module(PACK / "tests" / "host" / "stand_ins.py")
+
+
+@pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """A running host with this pack and the test pack."""
     try:

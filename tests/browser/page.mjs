@@ -43,6 +43,10 @@ for (const job of jobs) {
       count: nodes.length,
       output,
       saved: saved.nodes.map((n) => ({ id: n.id, type: n.type, widgets_values: n.widgets_values ?? [], properties: n.properties })),
+      drawn: [...document.querySelectorAll("[data-node-id]")].map((e) => {
+        const box = e.getBoundingClientRect(), scale = app.canvas.ds.scale;
+        return { id: e.dataset.nodeId, width: box.width / scale, height: box.height / scale };
+      }),
       sizes: nodes.map((n) => ({ id: n.id, type: n.type, pos: [...n.pos], size: [...n.size], title: n.title })),
       complaints: document.body.innerText.match(/\d+ (issues? found|errors?)|missing (nodes?|models?)/gi) ?? [],
       dialogs: [...document.querySelectorAll('[role="dialog"]')].map((d) => d.textContent.trim().slice(0, 300)),
@@ -67,6 +71,17 @@ for (const job of jobs) {
     if (job.fit) {
       await page.evaluate((fit) => {
         const ds = window.app.canvas.ds;
+        if (fit === true) {
+          // The whole graph, in the middle of the space beside the page's left bar.
+          const nodes = (window.app.graph.nodes ?? window.app.graph._nodes);
+          const left = Math.min(...nodes.map((n) => n.pos[0])) - 40, top = Math.min(...nodes.map((n) => n.pos[1])) - 120;
+          const right = Math.max(...nodes.map((n) => n.pos[0] + n.size[0])) + 40;
+          const bottom = Math.max(...nodes.map((n) => n.pos[1] + n.size[1])) + 40;
+          const room = { width: window.innerWidth - 80, height: window.innerHeight - 120 };
+          const scale = Math.min(room.width / (right - left), room.height / (bottom - top));
+          fit = { scale, x: -left + (70 + (room.width - (right - left) * scale) / 2) / scale,
+            y: -top + (60 + (room.height - (bottom - top) * scale) / 2) / scale };
+        }
         ds.scale = fit.scale; ds.offset[0] = fit.x; ds.offset[1] = fit.y;
         window.app.canvas.setDirty(true, true);
       }, job.fit);

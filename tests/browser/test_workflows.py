@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -12,6 +13,15 @@ from fpsattention.kernels.schedule import Schedule
 
 FOLDER = Path(__file__).parent.parent.parent / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+HEADER = Header(Schedule.parse("0.83 fp8 x1 all 1 1\n0.00 dense"), tile=(3, 4, 4)).to_metadata()
+# Loaders of files that somebody else publishes, and the folder that each looks into.
+MODEL_LOADERS = {
+    "UNETLoader": "diffusion_models",
+    "CLIPLoader": "text_encoders",
+    "CLIPVisionLoader": "clip_vision",
+    "VAELoader": "vae",
+    "LoraLoaderModelOnly": "loras",
+}
 
 
 def ui_of(name: str) -> dict:
@@ -30,8 +40,8 @@ def test_committed_files_are_the_generated_ones(generator):
         assert (FOLDER / name).read_text(encoding="utf-8") == text, f"{name}: run tests/browser/make_workflows.py"
 
 
-def test_the_stock_workflow_carries_the_mild_preset(generator):
-    assert Schedule.parse(generator.MILD) == Schedule.parse(PRESETS["mild"])
+def test_the_schedule_text_is_the_mild_preset(generator):
+    assert Schedule.parse(generator.parts.MILD) == Schedule.parse(PRESETS["mild"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -57,66 +67,110 @@ def test_links_are_consistent(name):
         assert nodes[source]["outputs"][output]["type"] == kind
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_workflow_explains_itself(name):
+    """A note with words, groups with titles, and for every model file of somebody else a place to get it."""
+    workflow = ui_of(name)
+    (text,) = [node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "MarkdownNote"]
+    assert text.startswith("## ") and len(text.split()) > 60
+    assert len(workflow["groups"]) >= 4 and all(group["title"] for group in workflow["groups"])
+    for node in workflow["nodes"]:
+        if node["type"] not in MODEL_LOADERS:
+            continue
+        (model,) = node["properties"]["models"]
+        assert model["name"] == node["widgets_values"][0] and model["url"].endswith("/" + model["name"])
+        assert model["url"].startswith("https://huggingface.co/") and model["directory"] == MODEL_LOADERS[node["type"]]
+        assert model["name"] in text, "the note names every file"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_overlaps(name):
+    """Nodes with their titles stand apart, inside one group each or beside all, and links lead to the right."""
+    workflow = ui_of(name)
+    boxes = {node["id"]: box_of(node) for node in workflow["nodes"]}
+    for (one, box), (other, second) in itertools.combinations(boxes.items(), 2):
+        assert not meet(box, second), f"nodes {one} and {other} overlap"
+    groups = [group["bounding"] for group in workflow["groups"]]
+    for one, second in itertools.combinations(groups, 2):
+        assert not meet(one, second)
+    for node in workflow["nodes"]:
+        holding = [group for group in groups if meet(boxes[node["id"]], group)]
+        assert len(holding) == (0 if node["type"] == "MarkdownNote" else 1)
+        assert all(inside(boxes[node["id"]], group) for group in holding)
+    for _, source, _, target, _, _ in workflow["links"]:
+        assert boxes[source][0] <= boxes[target][0]
+
+
+def box_of(node: dict) -> list[float]:
+    """Left, top, width and height of a node with its title."""
+    (left, top), (width, height) = node["pos"], node["size"]
+    return [left, top - 30, width, height + 30]
+
+
+def meet(one: list[float], other: list[float]) -> bool:
+    return all(one[i] < other[i] + other[i + 2] and other[i] < one[i] + one[i + 2] for i in (0, 1))
+
+
+def inside(inner: list[float], outer: list[float]) -> bool:
+    return all(outer[i] <= inner[i] and inner[i] + inner[i + 2] <= outer[i] + outer[i + 2] for i in (0, 1))
+
+
 @pytest.mark.host
 def test_schemas_are_the_hosts(server, generator):
     """Inputs, widgets in order and outputs of every node, against what the running host says."""
-    for node_type, (display, inputs, widgets, outputs) in generator.TYPES.items():
+    for node_type, kind in generator.TYPES.items():
         if node_type == "MarkdownNote":
             continue
         info = server.get(f"/object_info/{node_type}")[node_type]
-        assert info["display_name"] == display
+        assert info["display_name"] in (kind.display, None), "without a name the page makes one of the type"
         declared = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
-        linked = {name: kind for name, (kind, *_) in declared.items() if name in dict(inputs)}
-        assert linked == dict(inputs), node_type
-        assert [name for name in declared if name not in linked] == widgets, node_type
-        assert list(zip(info["output_name"], info["output"])) == outputs, node_type
+        linked = {name: slot for name, (slot, *_) in declared.items() if name in dict(kind.inputs)}
+        assert linked == dict(kind.inputs), node_type
+        assert [name for name in declared if name not in linked] == kind.widgets, node_type
+        assert list(zip(info["output_name"], info["output"])) == kind.outputs, node_type
+        assert {name: declared[name][0] for name in kind.linkable} == kind.linkable, node_type
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["canvas", "nodes-2"])
-def page(request, server, browse, generator, tiny, tmp_path_factory):
+def page(request, server, browse, generator, tiny, stand_ins, tmp_path_factory):
     """Every workflow, opened, and one small graph that is run from the page."""
     for name in NAMES:
-        offer_models(server, ui_of(name))
+        stand_ins.offer(server.base, api_of(name), tiny, HEADER)
+        offer_encoders(server, ui_of(name))
     jobs = [{"name": name, "path": str(FOLDER / f"{name}.json")} for name in NAMES]
-    header = Header(Schedule.parse("0.83 fp8 x1 all 1 1\n0.00 dense"), tile=(3, 4, 4))
-    model = server.base / "models" / "diffusion_models" / "tiny.safetensors"
-    tiny.write_tiny_wan(model, metadata=header.to_metadata())
     small = tmp_path_factory.mktemp("workflow") / "small.json"
     small.write_text(json.dumps(small_graph(generator)))
     jobs.append({"name": "small", "path": str(small), "run": True})
     return browse(server, jobs, vue_nodes=request.param)
 
 
-def offer_models(server, workflow: dict) -> None:
-    """Put an empty file where every loader of the workflow looks, so that the page misses no model."""
-    folders = {"CLIPLoader": "text_encoders", "VAELoader": "vae"}
+def offer_encoders(server, workflow: dict) -> None:
+    """Put an empty file where the encoders' loaders look, so that the page misses no model."""
     for node in workflow["nodes"]:
-        if node["type"] in ("FPSAttentionLoadWan", "UNETLoader", *folders):
-            folder = server.base / "models" / folders.get(node["type"], "diffusion_models")
+        if node["type"] in ("CLIPLoader", "CLIPVisionLoader"):
+            folder = server.base / "models" / MODEL_LOADERS[node["type"]]
             folder.mkdir(parents=True, exist_ok=True)
             (folder / node["widgets_values"][0]).touch()
 
 
 def small_graph(generator) -> dict:
     """The first trained workflow, with a tiny model, without text encoder and video."""
-    noise = ("Test Conditioning", [], ["noise_seed", "tokens", "path"], [("CONDITIONING", "CONDITIONING")])
-    types = generator.TYPES | {"FPSTestConditioning": noise}
-    nodes, _ = generator.WORKFLOWS["wan2.1_t2v_1.3b_fpsattention"]()
-    kept = [
-        node for node in nodes if node.type not in ("CLIPLoader", "VAELoader", "VAEDecode", "CreateVideo", "SaveVideo")
-    ]
-    for node in kept:
+    dropped = ("CLIPLoader", "VAELoader", "VAEDecode", "CreateVideo", "SaveVideo")
+    graph = generator.graph("wan2.1_t2v_1.3b_fpsattention")
+    graph.nodes = [node for node in graph.nodes if node.type not in dropped]
+    values = {"width": 256, "height": 192, "length": 9, "steps": 4}
+    for node in graph.nodes:
         if node.type == "CLIPTextEncode":
             node.type, node.links = "FPSTestConditioning", {}
             node.widgets = {"noise_seed": 1, "tokens": 64, "path": ""}
-    values = {"model_name": "tiny.safetensors", "width": 256, "height": 192, "length": 9, "steps": 4}
-    for node in kept:
         node.widgets |= {name: value for name, value in values.items() if name in node.widgets}
-    original, generator.TYPES = generator.TYPES, types
+    generator.TYPES["FPSTestConditioning"] = generator.NodeType(
+        "Test Conditioning", [], ["noise_seed", "tokens", "path"], [("CONDITIONING", "CONDITIONING")]
+    )
     try:
-        return generator.ui_form(kept, [])
+        return generator.ui_form(graph)
     finally:
-        generator.TYPES = original
+        del generator.TYPES["FPSTestConditioning"]
 
 
 @pytest.mark.browser

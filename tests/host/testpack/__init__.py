@@ -1,6 +1,6 @@
-"""A throw-away node pack for tests and the demo: conditioning without a text encoder.
+"""A throw-away node pack for tests and the demo: conditioning without a text encoder or an image encoder.
 
-Wan's text encoder has no small version that the host could load, so this stands in its place. It is never shipped.
+Wan's encoders have no small version that the host could load, so this stands in their place. It is never shipped.
 """
 
 from __future__ import annotations
@@ -40,5 +40,25 @@ class FPSTestConditioning:
         return ([[context, {}]],)
 
 
-NODE_CLASS_MAPPINGS = {"FPSTestConditioning": FPSTestConditioning}
-NODE_DISPLAY_NAME_MAPPINGS = {"FPSTestConditioning": "Test Conditioning"}
+class FPSTestVision:
+    """CLIP_VISION_OUTPUT of seeded noise, as wide and long as Wan's image encoder gives it."""
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {"noise_seed": ("INT", {"default": 0, "min": 0, "max": 2**31})}}
+
+    RETURN_TYPES = ("CLIP_VISION_OUTPUT",)
+    FUNCTION = "make"
+    CATEGORY = "testing"
+
+    def make(self, noise_seed):
+        from comfy.clip_vision import Output
+
+        output = Output()
+        generator = torch.Generator().manual_seed(noise_seed)
+        output.penultimate_hidden_states = torch.randn(1, 257, 1280, generator=generator)
+        return (output,)
+
+
+NODE_CLASS_MAPPINGS = {"FPSTestConditioning": FPSTestConditioning, "FPSTestVision": FPSTestVision}
+NODE_DISPLAY_NAME_MAPPINGS = {"FPSTestConditioning": "Test Conditioning", "FPSTestVision": "Test Vision"}

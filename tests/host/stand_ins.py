@@ -1,0 +1,111 @@
+"""What stands in for Wan's own files where a shipped workflow is really run: tiny models under the files' own names.
+
+Text encoder and image encoder have no small version that the host could load, so their branches become nodes of the
+test pack. Sizes and steps are reduced; nothing else of a workflow is changed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL_VAE = ROOT / "training" / "assets" / "wan2.1-tiny-vae.safetensors"
+FRAMES, HEIGHT, WIDTH, STEPS = 9, 104, 136, 3
+
+REDUCED = {
+    "EmptyHunyuanLatentVideo": {"width": WIDTH, "height": HEIGHT, "length": FRAMES},
+    "WanImageToVideo": {"width": WIDTH - 8, "height": HEIGHT - 8, "length": FRAMES},
+    "WanVaceToVideo": {"width": WIDTH - 8, "height": HEIGHT - 8, "length": FRAMES},
+    "KSampler": {"steps": STEPS},
+    "FPSAttentionProfile": {"steps": STEPS, "effort": "rows", "phases": 2},
+}
+LOADERS = {
+    "UNETLoader": ("diffusion_models", "unet_name"),
+    "FPSAttentionLoadWan": ("diffusion_models", "model_name"),
+    "VAELoader": ("vae", "vae_name"),
+    "LoraLoaderModelOnly": ("loras", "lora_name"),
+    "LoadImage": ("", "image"),
+}
+KINDS = {"i2v": "i2v", "vace": "vace"}
+
+
+def reduced(graph: dict[str, Any]) -> dict[str, Any]:
+    """Return the API graph with small sizes, and with the test pack's nodes in place of the two encoders."""
+    changed = {}
+    for key, node in graph.items():
+        kind = node["class_type"]
+        if kind in ("CLIPLoader", "CLIPVisionLoader"):
+            continue
+        node = node | {"inputs": node["inputs"] | REDUCED.get(kind, {})}
+        if kind == "CLIPTextEncode":
+            seed = int("Positive" in node["_meta"]["title"])
+            node = {"class_type": "FPSTestConditioning", "inputs": {"noise_seed": seed, "tokens": 512}}
+        elif kind == "CLIPVisionEncode":
+            node = {"class_type": "FPSTestVision", "inputs": {"noise_seed": 3}}
+        changed[key] = node
+    return changed
+
+
+def offer(base: Path, graph: dict[str, Any], tiny: ModuleType, metadata: dict[str, str]) -> None:
+    """Put a tiny file where each loader of the API graph looks; our own loader's file carries ``metadata``."""
+    for node in graph.values():
+        if node["class_type"] not in LOADERS:
+            continue
+        folder, widget = LOADERS[node["class_type"]]
+        name = node["inputs"][widget]
+        path = base / "models" / folder / name if folder else base / "input" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if folder == "vae":
+            shutil.copyfile(SMALL_VAE, path)
+        elif folder == "loras":
+            save_file(lora(tiny), path)
+        elif not folder:
+            picture(path)
+        else:
+            kind = next((kind for part, kind in KINDS.items() if part in name), "t2v")
+            tensors = vace(tiny) if kind == "vace" else tiny.tiny_wan(kind)
+            save_file(tensors, path, metadata=metadata if node["class_type"] == "FPSAttentionLoadWan" else None)
+
+
+def vace(tiny: ModuleType, layers: int = 1) -> dict[str, torch.Tensor]:
+    """The tensors of a random Wan2.1 VACE: the text-to-video model and control blocks beside it."""
+    tensors, control = tiny.tiny_wan(), tiny.tiny_wan(seed=1)
+    generator = torch.Generator().manual_seed(2)
+    dim = tensors["patch_embedding.weight"].shape[0]
+    for name, tensor in control.items():
+        parts = name.split(".")
+        if parts[0] == "blocks" and int(parts[1]) < layers:
+            tensors["vace_" + name] = tensor
+    for name in ("vace_blocks.0.before_proj", *(f"vace_blocks.{i}.after_proj" for i in range(layers))):
+        tensors[name + ".weight"] = torch.randn(dim, dim, generator=generator) / dim**0.5
+        tensors[name + ".bias"] = torch.zeros(dim)
+    tensors["vace_patch_embedding.weight"] = torch.randn(dim, 96, 1, 2, 2, generator=generator) / 20.0
+    tensors["vace_patch_embedding.bias"] = torch.zeros(dim)
+    return tensors
+
+
+def lora(tiny: ModuleType, rank: int = 4) -> dict[str, torch.Tensor]:
+    """A random LoRA for the tiny text-to-video model, in the names that the host reads."""
+    generator = torch.Generator().manual_seed(4)
+    tensors = {}
+    for name, tensor in tiny.tiny_wan().items():
+        if name.endswith("self_attn.q.weight"):
+            base = "diffusion_model." + name.removesuffix(".weight")
+            tensors[base + ".lora_A.weight"] = torch.randn(rank, tensor.shape[1], generator=generator) * 0.1
+            tensors[base + ".lora_B.weight"] = torch.randn(tensor.shape[0], rank, generator=generator) * 0.1
+    return tensors
+
+
+def picture(path: Path) -> None:
+    """Write a small picture of colored squares."""
+    from PIL import Image
+
+    squares = Image.new("RGB", (8, 6))
+    squares.putdata([((37 * i) % 256, (91 * i) % 256, (53 * i + 60) % 256) for i in range(48)])
+    squares.resize((256, 192), Image.Resampling.NEAREST).save(path)
