@@ -70,6 +70,37 @@ def split_bounds(length: int, pieces: int) -> np.ndarray:
     return (np.arange(pieces + 1, dtype=np.int64) * length) // pieces
 
 
+def product_rows(
+    a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], stride: int, fill: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of every pair of a row of ``a`` and one of ``b``, each given as (values, count).
+
+    Values ``(rows, longest)`` are ascending, unused entries anything. A pair's row holds ``x * stride + y`` for all of
+    its x and y, ascending if every y is below ``stride``; pairs are in row-major order, unused entries are ``fill``.
+    """
+    (xs, x_count), (ys, y_count) = a, b
+    count = x_count[:, None] * y_count[None, :]
+    shape = (len(xs), len(ys), max(1, int(count.max(initial=0))))
+    out = np.full(shape, fill, dtype=xs.dtype) if fill else np.zeros(shape, dtype=xs.dtype)
+    # Rows of one length are made at once: a window and a tiling know few lengths.
+    for m in np.unique(x_count).tolist():
+        rows = _select(x_count == m)
+        x = xs[rows, :m] * stride
+        for n in np.unique(y_count).tolist():
+            columns = _select(y_count == n)
+            y = ys[columns, :n]
+            block = (x[:, None, :, None] + y[None, :, None, :]).reshape(len(x), len(y), m * n)
+            if isinstance(rows, slice) or isinstance(columns, slice):
+                out[rows, columns, : m * n] = block
+            else:
+                out[rows[:, None], columns[None, :], : m * n] = block
+    return out.reshape(-1, shape[2]), count.reshape(-1)
+
+
+def _select(chosen: np.ndarray) -> slice | np.ndarray:
+    return slice(None) if chosen.all() else np.flatnonzero(chosen)
+
+
 @dataclass(frozen=True)
 class Tiling:
     """A grid cut into tiles.
@@ -135,10 +166,22 @@ class Tiling:
     def index(self) -> np.ndarray:
         """Token of every slot, int64 ``(count, width)``: live rows first, -1 where dead."""
         index = np.full((self.count, self.width), -1, dtype=np.int64)
-        order = np.argsort(self.tile_of_token, kind="stable")
-        starts = np.concatenate([[0], np.cumsum(self.live)[:-1]])
-        rows = np.repeat(np.arange(self.count), self.live)
-        index[rows, np.arange(self.grid.tokens) - np.repeat(starts, self.live)] = order
+        rows = [ranges(bounds[:-1], np.diff(bounds)) for bounds in self.bounds]
+        _, h, w = (1, 1, 1) if self.runs else self.grid.shape
+        video, _ = product_rows(rows[0], product_rows(rows[1], rows[2], w, -1), h * w, -1)
+        if self.runs:
+            return video
+        first, last = self.prefix_tiles, self.prefix_tiles + self.video_tiles
+        index[first:last, : video.shape[1]] = np.where(video >= 0, video + self.grid.prefix, -1)
+        for top, offset, tokens in (
+            (0, 0, self.grid.prefix),
+            (last, self.grid.tokens - self.grid.suffix, self.grid.suffix),
+        ):
+            if tokens:
+                sizes = self._extra_sizes(tokens)
+                extra, live = ranges(offset + np.cumsum(sizes) - sizes, sizes)
+                for row, count in enumerate(live):
+                    index[top + row, :count] = extra[row, :count]
         return index
 
     @cached_property
@@ -173,6 +216,11 @@ class Tiling:
 
     def _extra_sizes(self, tokens: int) -> np.ndarray:
         return np.diff(split_bounds(tokens, -(-tokens // self.slots))) if tokens else np.zeros(0, dtype=np.int64)
+
+
+def ranges(start: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows ``start, start + 1, ...`` of ``size`` numbers each, as (values, count)."""
+    return start[:, None] + np.arange(int(size.max(initial=0))), size
 
 
 def _candidates(grid: TokenGrid, slots: int) -> list[tuple[tuple[int, int, int], tuple[int, int, int]]]:

@@ -1,6 +1,8 @@
 """Patterns: which key tiles a query tile sees.
 
 A pattern answers with one boolean mask over tiles; ``block_lists`` turns masks into the lists that kernels consume.
+A pattern that knows its lists without the mask says them itself (``rows``), because at a phase change of a long video
+the masks would be what takes time.
 In 3D tile order a diagonal is a window that is short in time and a multi-diagonal one that is long in time and short
 in space, so windows cover both.
 """
@@ -12,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .grid import Tiling
+from .grid import Tiling, product_rows, ranges
 
 
 class Pattern(Protocol):
@@ -30,6 +32,16 @@ class Full:
     def mask(self, tiling: Tiling) -> np.ndarray:
         """See ``Pattern.mask``."""
         return np.ones((tiling.count, tiling.count), dtype=bool)
+
+    def rows(self, tiling: Tiling, transposed: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """See ``pattern_rows``."""
+        del transposed
+        n = tiling.count
+        return np.tile(np.arange(n, dtype=np.int32), (n, 1)), np.full(n, n, dtype=np.int32)
+
+    def pairs(self, tiling: Tiling) -> int:
+        """See ``pattern_pairs``."""
+        return tiling.grid.tokens**2
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,46 @@ class Window:
         mask[inside, inside] = video.reshape(n, n)
         return mask
 
+    def rows(self, tiling: Tiling, transposed: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """See ``pattern_rows``."""
+        axes = [
+            _seen_by(start, k) if transposed else ranges(start, np.full_like(start, k))
+            for start, k in zip(*self._starts(tiling))
+        ]
+        axes = [(values.astype(np.int32), count.astype(np.int32)) for values, count in axes]
+        _, nh, nw = tiling.pieces
+        video, count = product_rows(axes[0], product_rows(axes[1], axes[2], nw), nh * nw)
+        front, behind, tiles = tiling.prefix_tiles, tiling.suffix_tiles, tiling.count
+        if not front and not behind:
+            return video, count
+        ids = np.zeros((tiles, tiles), dtype=np.int32)
+        counts = np.full(tiles, tiles, dtype=np.int32)
+        last = front + tiling.video_tiles
+        ids[:front] = ids[last:] = np.arange(tiles)
+        inside = ids[front:last]
+        inside[:, :front] = np.arange(front)
+        inside[:, front : front + video.shape[1]] = video + front
+        counts[front:last] = count + front + behind
+        for n in np.unique(count).tolist():
+            row = count == n
+            inside[row, front + n :] = 0
+            inside[row, front + n : front + n + behind] = np.arange(last, tiles)
+        return ids, counts
+
+    def pairs(self, tiling: Tiling) -> int:
+        """See ``pattern_pairs``."""
+        inside = 1
+        for (start, k), bounds in zip(zip(*self._starts(tiling)), tiling.bounds):
+            size = np.diff(bounds)
+            upto = np.concatenate([[0], np.cumsum(size)])
+            inside *= int(size @ (upto[start + k] - upto[start]))
+        return tiling.grid.tokens**2 - tiling.grid.video**2 + inside
+
+    def _starts(self, tiling: Tiling) -> tuple[list[np.ndarray], tuple[int, int, int]]:
+        """Return the first piece that each piece of an axis sees, per axis, and how many it sees."""
+        window = self.tiles(tiling)
+        return [_first_seen(n, k) for n, k in zip(tiling.pieces, window)], window
+
 
 def _tiles_along(extent: int | str | None, pieces: int, largest: int) -> int:
     if extent is None:
@@ -82,9 +134,21 @@ def _tiles_along(extent: int | str | None, pieces: int, largest: int) -> int:
     return min(pieces, -(-extent // largest))
 
 
+def _first_seen(n: int, k: int) -> np.ndarray:
+    """Return ``clamp(i - k//2, 0, n - k)`` for every piece i of an axis."""
+    return np.clip(np.arange(n) - k // 2, 0, n - k)
+
+
+def _seen_by(start: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which pieces see each piece, as (values, count), where piece i sees the k pieces from ``start[i]`` on."""
+    pieces = np.arange(len(start))
+    first = np.searchsorted(start, pieces - k, side="right")
+    return ranges(first, np.searchsorted(start, pieces, side="right") - first)
+
+
 def band(n: int, k: int) -> np.ndarray:
     """Return bool ``(n, n)``: piece i sees the k pieces from ``clamp(i - k//2, 0, n - k)`` on."""
-    start = np.clip(np.arange(n) - k // 2, 0, n - k)[:, None]
+    start = _first_seen(n, k)[:, None]
     piece = np.arange(n)[None, :]
     return (piece >= start) & (piece < start + k)
 
@@ -93,6 +157,36 @@ def density(mask: np.ndarray, live: np.ndarray) -> float:
     """Return the share of (query, key) token pairs that a tile mask ``(count, count)`` computes."""
     live = live.astype(np.float64)
     return float(live @ mask @ live) / float(live.sum()) ** 2
+
+
+def pattern_pairs(pattern: Pattern, tiling: Tiling) -> int:
+    """Return how many (query, key) pairs of tokens ``pattern`` computes."""
+    if hasattr(pattern, "pairs"):
+        return pattern.pairs(tiling)
+    live = tiling.live
+    return int(live @ pattern.mask(tiling).astype(np.int64) @ live)
+
+
+def pattern_rows(pattern: Pattern, tiling: Tiling, transposed: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``ids`` int32 ``(count, longest)`` and ``count`` int32 ``(count,)``: the tiles that every query tile sees,
+    or with ``transposed`` the query tiles that see a key tile; ascending, unused entries 0."""
+    if hasattr(pattern, "rows"):
+        return pattern.rows(tiling, transposed)
+    mask = pattern.mask(tiling)
+    ids, count = block_lists((mask.T if transposed else mask)[None])
+    return ids[0], count[0]
+
+
+def stack_rows(rows: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of several patterns as ``ids (P, count, longest)`` and ``count (P, count)``."""
+    count = np.stack([each for _, each in rows])
+    longest = max(1, int(count.max(initial=0)))
+    if len(rows) == 1 and rows[0][0].shape[1] == longest:
+        return rows[0][0][None], count
+    ids = np.zeros((*count.shape, longest), dtype=np.int32)
+    for place, (each, _) in zip(ids, rows):
+        place[:, : each.shape[1]] = each[:, :longest]
+    return ids, count
 
 
 def block_lists(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

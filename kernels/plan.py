@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .grid import Tiling, TokenGrid, choose_tiling, run_tiling
-from .patterns import block_lists, density
+from .patterns import Pattern, block_lists, pattern_pairs, pattern_rows, stack_rows
 from .schedule import Phase, Schedule
 from .selectors import Selector, build_selector
 
@@ -38,7 +38,18 @@ class BlockLists:
     @staticmethod
     def from_masks(masks: np.ndarray, pattern_of_head: np.ndarray, device: torch.device | str) -> BlockLists:
         """Return the lists of boolean ``masks (P, nQ, nK)`` with ``pattern_of_head (1 or B, H)``."""
-        arrays = (*block_lists(masks), pattern_of_head, *block_lists(masks.transpose(0, 2, 1)))
+        return BlockLists._on(device, *block_lists(masks), pattern_of_head, *block_lists(masks.transpose(0, 2, 1)))
+
+    @staticmethod
+    def from_patterns(
+        patterns: list[Pattern], tiling: Tiling, pattern_of_head: np.ndarray, device: torch.device | str
+    ) -> BlockLists:
+        """Return the lists of ``patterns`` on ``tiling`` with ``pattern_of_head (1 or B, H)``."""
+        queries, keys = ([pattern_rows(p, tiling, transposed) for p in patterns] for transposed in (False, True))
+        return BlockLists._on(device, *stack_rows(queries), pattern_of_head, *stack_rows(keys))
+
+    @staticmethod
+    def _on(device: torch.device | str, *arrays: np.ndarray) -> BlockLists:
         return BlockLists(*(torch.from_numpy(np.ascontiguousarray(a, dtype=np.int32)).to(device) for a in arrays))
 
     def problem(self, tiles: int, batch: int, heads: int) -> str | None:
@@ -136,6 +147,13 @@ class Plans:
             return None
         return _build(self, index, phase, _key_layer(phase, layer), torch.device(device))
 
+    def layers(self, sigma: float, count: int, device: torch.device | str = "cpu") -> list[AttentionPlan | None]:
+        """Return the plans of layers 0 to ``count - 1`` for ``sigma``: what ``at`` gives for each, in one go."""
+        _, phase = self.schedule.at(sigma)
+        if phase.attention != "dense" and _selector(phase).per_layer:
+            return [self.at(sigma, layer, device) for layer in range(count)]
+        return [self.at(sigma, 0, device)] * count
+
     def tiling(self, sigma: float) -> Tiling:
         """Return the tiling that ``sigma`` uses: 3D tiles, or plain runs where every token sees every token."""
         return _tiling(self.grid, self.schedule.at(sigma)[1], self.slots, self.tile)
@@ -218,11 +236,6 @@ def _key_layer(phase: Phase, layer: int) -> int:
     return layer if phase.attention != "dense" and _selector(phase).per_layer else 0
 
 
-def _masks(phase: Phase, tiling: Tiling, heads: int, layer: int) -> tuple[np.ndarray, np.ndarray]:
-    patterns, pattern_of_head = _selector(phase).patterns(tiling, heads, layer)
-    return np.stack([pattern.mask(tiling) for pattern in patterns]), pattern_of_head
-
-
 @lru_cache(maxsize=256)
 def _density(grid: TokenGrid, phase: Phase, slots: int, tile: tuple | None, heads: int, layer: int) -> float | None:
     if phase.is_full:
@@ -230,8 +243,8 @@ def _density(grid: TokenGrid, phase: Phase, slots: int, tile: tuple | None, head
     if _selector(phase).online:
         return None
     tiling = _tiling(grid, phase, slots, tile)
-    masks, pattern_of_head = _masks(phase, tiling, heads, layer)
-    per_pattern = np.array([density(mask, tiling.live) for mask in masks])
+    patterns, pattern_of_head = _selector(phase).patterns(tiling, heads, layer)
+    per_pattern = np.array([pattern_pairs(pattern, tiling) / float(grid.tokens) ** 2 for pattern in patterns])
     return float(per_pattern[pattern_of_head].mean())
 
 
@@ -244,8 +257,8 @@ def _build(plans: Plans, index: int, phase: Phase, layer: int, device: torch.dev
     selector = _selector(phase)
     lists = None
     if not selector.online:
-        masks, pattern_of_head = _masks(phase, tiling, plans.heads, layer)
-        lists = BlockLists.from_masks(masks, pattern_of_head, device)
+        patterns, pattern_of_head = selector.patterns(tiling, plans.heads, layer)
+        lists = BlockLists.from_patterns(patterns, tiling, pattern_of_head, device)
     cube_size = int(phase.granularity[1:]) if (phase.granularity or "").startswith("x") else 1
     layout = Layout.of(tiling, cube_size, device)
     return AttentionPlan(

@@ -9,7 +9,16 @@ import pytest
 import torch
 from fpsattention.kernels.attention import fps_attention
 from fpsattention.kernels.grid import TokenGrid, choose_tiling, run_tiling
-from fpsattention.kernels.patterns import Full, Skip, Window, block_lists, density
+from fpsattention.kernels.patterns import (
+    Full,
+    Skip,
+    Window,
+    block_lists,
+    density,
+    pattern_pairs,
+    pattern_rows,
+    stack_rows,
+)
 from fpsattention.kernels.plan import BlockLists
 from hypothesis import given
 from hypothesis import strategies as st
@@ -164,3 +173,28 @@ def test_lists_hold_the_mask_and_transposed_lists_its_transpose(tiles, patterns,
 def test_lists_of_nothing_have_one_place():
     ids, count = block_lists(np.zeros((2, 3, 3), dtype=bool))
     assert ids.shape == (2, 3, 1) and not count.any()
+
+
+@given(grid=grids, window=st.tuples(extents, extents, extents), slots=st.sampled_from([4, 16, 64]))
+def test_a_windows_own_lists_are_those_of_its_mask(grid, window, slots):
+    """Made from the window's arithmetic, without a mask: equal to the last entry, pairs of tokens included."""
+    tiling = choose_tiling(grid, slots)
+    for pattern in (Window(*window), Full(), Skip()):
+        mask = pattern.mask(tiling)
+        for transposed, seen in ((False, mask), (True, mask.T)):
+            for own, expected in zip(pattern_rows(pattern, tiling, transposed), block_lists(seen[None])):
+                assert own.dtype == np.int32 and np.array_equal(own, expected[0])
+        assert pattern_pairs(pattern, tiling) / float(grid.tokens) ** 2 == density(mask, tiling.live)
+
+
+def test_lists_of_different_patterns_stand_beside_each_other():
+    tiling = choose_tiling(TokenGrid(4, 9, 10, 7, 3), 32)
+    patterns = [Window(None, 4, 3), Full(), Skip(), Window(1, 1, 1)]
+    masks = np.stack([pattern.mask(tiling) for pattern in patterns])
+    for transposed in (False, True):
+        own = stack_rows([pattern_rows(pattern, tiling, transposed) for pattern in patterns])
+        for ours, expected in zip(own, block_lists(masks.transpose(0, 2, 1) if transposed else masks)):
+            assert np.array_equal(ours, expected)
+    lists = BlockLists.from_patterns(patterns, tiling, np.zeros((1, 4), np.int32), "cpu")
+    for name in ("ids", "count", "key_ids", "key_count"):
+        assert torch.equal(getattr(lists, name), getattr(BlockLists.from_masks(masks, np.zeros((1, 4)), "cpu"), name))
