@@ -64,6 +64,19 @@ def sequence_layout(diffusion_model: Any, x: Any, time_dim_concat: Any, extra: d
     return Layout(TokenGrid(t, h, w, prefix, suffix), known=name is not None)
 
 
+def control_blocks(diffusion_model: Any, extra: dict) -> tuple[dict[int, int], int]:
+    """Return VACE's control blocks as main block -> number of the control block behind it, and how often each runs.
+
+    Empty for other classes, and where the class does not say which main block they follow.
+    """
+    mapping = getattr(diffusion_model, "vace_layers_mapping", None)
+    context = extra.get("vace_context")
+    if not isinstance(mapping, dict) or getattr(context, "ndim", 0) < 2:
+        return {}, 1
+    blocks = len(getattr(diffusion_model, "vace_blocks", ()))
+    return {main: number for main, number in mapping.items() if number < blocks}, int(context.shape[1])
+
+
 def _wan_class_name(diffusion_model: Any) -> str | None:
     known = _VIDEO_ONLY + _REFERENCE_IMAGE_IN_FRONT + _REFERENCE_BEHIND + _REFERENCE_AND_MOTION_BEHIND + _POSE_BEHIND
     name = type(diffusion_model).__name__

@@ -1,34 +1,71 @@
-"""The attention override of one model call: which call is self-attention, and whether it may run sparse.
+"""One model call: which attention call is self-attention, whether it may run sparse, and how long its blocks take.
 
-A ``Call`` lives as long as one call of the diffusion model. The block patch hands it each block's plan; the first
-attention call that follows inside the block is the self-attention. Nothing here reads a device value, caches or logs:
-that all happens in the wrapper, so that a compiled block sees only tensors and flags.
+A ``Call`` lives as long as one call of the diffusion model. The block patch marks where each main block begins and
+ends; the first attention call in between is its self-attention. A control block of VACE has no patch point: it runs
+right behind its main block, and its self-attention is told by the shape of its tensors. Nothing here reads a device
+value or caches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..kernels.attention import fps_attention
 from ..kernels.attention.dispatch import HEAD_DIMS
+from .clock import BlockClock
 from .record import Step
+
+TAKEN = "another node took over the attention of these blocks"
+REPLACED = "another node replaced the patch of these blocks"
+SKIPPED = "another node skipped the model in this step"
+CONTROL_TAKEN = "another node took over the attention of VACE's control blocks"
+CONTROL_ALIKE = "video and text are equally long, so VACE's control blocks cannot be told apart"
+OUTSIDE = "attention outside the main blocks is left dense"
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """What a sparse phase runs: the plan of every main block, and of the control blocks behind a main block.
+
+    ``control`` maps a main block to the plan of the control block that follows it, ``repeats`` says how often each of
+    them runs in one call. ``alike`` is True where other tensors may have the shape of the video's (text of the same
+    length), ``known_layout`` False for a model class whose extra tokens may stand anywhere.
+    """
+
+    plans: list
+    backend: str
+    known_layout: bool = True
+    alike: bool = False
+    control: dict[int, Any] = field(default_factory=dict)
+    repeats: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """The length of the self-attention sequence."""
+        return self.plans[0].grid.tokens
 
 
 class Call:
-    """The state of one call of the diffusion model in a sparse phase."""
+    """The state of one call of the diffusion model; without ``sparse`` everything runs as the host has it."""
 
-    def __init__(self, plans: list, backend: str, step: Step, known_layout: bool, previous: Callable | None):
-        self.plans = plans
-        self.backend = backend
+    def __init__(
+        self, step: Step, blocks: int, clock: BlockClock, sparse: Sparse | None = None, previous: Callable | None = None
+    ):
         self.step = step
-        self.known_layout = known_layout
+        self.total = blocks
+        self.clock = clock
+        self.sparse = sparse
         self.previous = previous
         self.blocks = 0
         self.attended = False
         self.outside = 0
+        self.control_calls = 0
         self._inside = False
+        self._since: Any = None
         self._plan = None
+        self._control = None
         self._reason: str | None = None
 
     def enter(self, block: int) -> bool:
@@ -36,53 +73,88 @@ class Call:
         if self._inside:
             return False
         self._inside = True
-        self._plan = self.plans[block]
+        self._control = None
         self._reason = None
+        self._plan = self.sparse.plans[block] if self.sparse is not None else None
         self.blocks += 1
+        self._since = self.clock.moment()
         return True
 
-    def leave(self) -> None:
+    def leave(self, block: int) -> None:
         """A block is over: count what its self-attention did."""
+        self.clock.add(self.step, block, self._since, self.clock.moment())
         self._inside = False
+        if self.sparse is None:
+            return
         if self._plan is not None:
-            self.step.decline("another node took over the attention of these blocks")
+            self.step.decline(TAKEN)
         elif self._reason is not None:
             self.step.decline(self._reason)
         else:
             self.step.sparse += 1
         self._plan = None
+        self._control = self.sparse.control.get(block)
 
     def override(self, func: Callable, q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> Any:
         """The host's hook: run a block's self-attention sparse, hand everything else on unchanged."""
-        plan, self._plan = self._plan, None
         self.attended = True
-        if plan is not None:
-            heads = kwargs.get("heads", args[0] if args else None)
-            self._reason = dense_reason(q, k, v, heads, args, kwargs, plan, self.known_layout)
-            if self._reason is None:
-                b, s, _ = q.shape
-                shape = (b, s, heads, -1)
-                out = fps_attention(q.view(shape), k.view(shape), v.view(shape), plan, backend=self.backend)
-                return out.reshape(b, s, -1)
-        elif not self._inside and q.shape == k.shape and q.shape[1] == self.plans[0].grid.tokens != 512:
-            # 512 tokens may be text. Elsewhere a call of the video's own length is a self-attention that no block
-            # patch announced, such as VACE's control blocks.
-            self.outside += 1
+        if self.sparse is not None:
+            out = self._run(q, k, v, args, kwargs)
+            if out is not None:
+                return out
         if self.previous is not None:
             return self.previous(func, q, k, v, *args, **kwargs)
         return func(q, k, v, *args, **kwargs)
 
+    def _run(self, q: Any, k: Any, v: Any, args: tuple, kwargs: dict) -> Any:
+        plan, self._plan = self._plan, None
+        if plan is not None:
+            self._reason = self._dense_reason(q, k, v, args, kwargs, plan)
+            if self._reason is not None and q.ndim == k.ndim == 3 and k.shape[1] != q.shape[1] == self.sparse.tokens:
+                # Cross-attention came first: the self-attention before it never asked.
+                self._reason = TAKEN
+            return self._attend(q, k, v, args, kwargs, plan) if self._reason is None else None
+        if self._inside or q.shape != k.shape or q.ndim != 3 or q.shape[1] != self.sparse.tokens or self.sparse.alike:
+            return None
+        # Behind a main block, a call of the video's own length is the self-attention of its control block.
+        if self._control is None:
+            self.outside += 1
+            return None
+        self.control_calls += 1
+        reason = self._dense_reason(q, k, v, args, kwargs, self._control)
+        if reason is not None:
+            self.step.decline(reason)
+            return None
+        self.step.sparse += 1
+        return self._attend(q, k, v, args, kwargs, self._control)
+
+    def _dense_reason(self, q: Any, k: Any, v: Any, args: tuple, kwargs: dict, plan: Any) -> str | None:
+        heads = kwargs.get("heads", args[0] if args else None)
+        return dense_reason(q, k, v, heads, args, kwargs, plan, self.sparse.known_layout)
+
+    def _attend(self, q: Any, k: Any, v: Any, args: tuple, kwargs: dict, plan: Any) -> Any:
+        b, s, _ = q.shape
+        shape = (b, s, kwargs.get("heads", args[0] if args else None), -1)
+        out = fps_attention(q.view(shape), k.view(shape), v.view(shape), plan, backend=self.sparse.backend)
+        return out.reshape(b, s, -1)
+
     def settle(self) -> None:
         """The model call is over: count the blocks that never reached the block patch."""
-        missed = len(self.plans) - self.blocks
+        if self.sparse is None:
+            return
+        missed = self.total - self.blocks
         if not self.attended and not self.blocks:
             # Nothing was computed, so nothing stayed dense either.
-            self.step.reasons["another node skipped the model in this step"] = 0
-        elif missed:
-            self.step.decline("another node replaced the patch of these blocks", missed)
-        extra = self.outside - missed if missed else self.outside
+            self.step.reasons[SKIPPED] = 0
+            return
+        if missed:
+            self.step.decline(REPLACED, missed)
+        extra = self.outside - missed
         if extra > 0:
-            self.step.decline("attention outside the main blocks (VACE control blocks) is left dense", extra)
+            self.step.decline(OUTSIDE, extra)
+        control = len(self.sparse.control) * self.sparse.repeats - self.control_calls
+        if control > 0 and not missed:
+            self.step.decline(CONTROL_ALIKE if self.sparse.alike else CONTROL_TAKEN, control)
 
 
 def dense_reason(

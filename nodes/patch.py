@@ -1,8 +1,12 @@
 """The model patch: a wrapper around the diffusion model and a marker around each of its blocks.
 
 The wrapper runs once per model call. It reads sigma, finds the phase, prepares plans and, in a sparse phase only,
-installs the attention override on top of whatever other nodes installed. In a dense phase nothing is installed, so the
-result is the host's own, bit for bit. The markers tell self-attention from cross-attention.
+installs the attention override on top of whatever other nodes installed. In a dense phase the host's attention runs
+untouched, so the result is its own, bit for bit. The markers tell self-attention from cross-attention and time blocks.
+
+Wrapper, markers and override stay out of compiled graphs: they read what changes from step to step, and the host's
+compile node drops the guards that would notice. So once somebody compiles, the override is there in dense phases too,
+where it only passes on.
 """
 
 from __future__ import annotations
@@ -10,16 +14,18 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..kernels.attention import resolve_backend
-from ..kernels.plan import plans_for
-from .layout import is_wan, sequence_layout
-from .override import Call
-from .record import Recorder, Step
-from .settings import KEY, Patched, Settings
+from .layout import is_wan
+from .model_call import conclude, prepare, step_index
+from .record import Recorder
+from .settings import FROM_FILE, KEY, Patched, Settings
+
+__all__ = ["PatchError", "apply_patch", "step_index"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +56,13 @@ def apply_patch(model: Any, settings: Settings) -> Any:
         )
     _check_backends(model, diffusion_model, settings)
 
+    settings = _beside_an_earlier_patch(model, settings)
     patched = Patched(settings)
     m = model.clone()
     m.set_attachments(KEY, patched)
-    _install(m, patched)
-    if not settings.schedule.is_dense:
-        for index in range(len(diffusion_model.blocks)):
-            m.set_model_patch_replace(_block_patch(index, _present_patch(m, index)), "dit", "double_block", index)
+    mark = _install(m, patched)
+    for index in range(len(diffusion_model.blocks)):
+        m.set_model_patch_replace(_block_patch(mark, index, _present_patch(m, index)), "dit", "double_block", index)
     for note in settings.notes:
         logger.warning("FPSAttention: %s", note)
     return m
@@ -76,35 +82,59 @@ def _compute_dtype(model: Any) -> torch.dtype:
     return dtype if dtype in (torch.float16, torch.bfloat16, torch.float32) else torch.bfloat16
 
 
-def _install(m: Any, patched: Patched) -> None:
-    """Put wrapper and callbacks on ``m``, in place of an earlier patch of ours."""
+def _beside_an_earlier_patch(model: Any, settings: Settings) -> Settings:
+    """Return ``settings`` with a note if ``model`` was patched before, by a node with another schedule or backend."""
+    earlier = model.get_attachment(KEY)
+    if not isinstance(earlier, Patched):
+        return settings
+    before = earlier.settings
+    if (before.schedule, before.backend) == (settings.schedule, settings.backend) or before.source == FROM_FILE:
+        return settings
+    note = (
+        f"this model was already patched by an FPSAttention node (schedule from {before.source}, backend "
+        f"{before.backend}); this later node replaces that patch."
+    )
+    return replace(settings, notes=(*settings.notes, note))
+
+
+def _install(m: Any, patched: Patched) -> Callable:
+    """Put wrapper and callbacks on ``m``, in place of an earlier patch of ours; return the markers' function."""
     recorder, settings = patched.recorder, patched.settings
-    implementation = _make_wrapper(recorder, settings)
-    current = {"run": implementation}
+    current = {"run": _make_wrapper(recorder, settings), "mark": _mark}
+    kept = {"error": None}
 
     def wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
         return current["run"](executor, *args, **kwargs)
+
+    def mark(index: int, inner: Callable | None, args: dict, extra: dict) -> dict:
+        return current["mark"](index, inner, args, extra)
 
     def before(*_: Any) -> None:
         run = recorder.begin()
         for note in settings.notes:
             if note not in run.notes:
                 run.notes.append(note)
-        # Sigma and plans are read on the host: keep them out of a compiled graph. Importing dynamo takes a second,
-        # so only where somebody compiles.
-        if "torch._dynamo" in sys.modules:
-            current["run"] = torch.compiler.disable(implementation, recursive=False)
+        kept["error"] = sys.exc_info()[1]
+        # Importing dynamo takes a second, so only where somebody compiles.
+        if _compiling():
+            current["run"] = torch.compiler.disable(_make_wrapper(recorder, settings), recursive=False)
+            current["mark"] = torch.compiler.disable(_mark, recursive=False)
 
     def after(*_: Any) -> None:
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        recorder.end()
+        error = sys.exc_info()[1]
+        recorder.end(None if error is kept["error"] else error)
 
     m.remove_wrappers_with_key(DIFFUSION_MODEL, KEY)
     m.add_wrapper_with_key(DIFFUSION_MODEL, KEY, wrapper)
     for call_type, callback in ((ON_PRE_RUN, before), (ON_CLEANUP, after)):
         m.remove_callbacks_with_key(call_type, KEY)
         m.add_callback_with_key(call_type, KEY, callback)
+    return mark
+
+
+def _compiling() -> bool:
+    """True if somebody may compile models in this process."""
+    return "torch._dynamo" in sys.modules
 
 
 def _present_patch(m: Any, index: int) -> Callable | None:
@@ -116,18 +146,25 @@ def _present_patch(m: Any, index: int) -> Callable | None:
     return present
 
 
-def _block_patch(index: int, inner: Callable | None) -> Callable:
+def _block_patch(mark: Callable, index: int, inner: Callable | None) -> Callable:
     def patch(args: dict, extra: dict) -> dict:
-        call = args.get("transformer_options", {}).get(KEY)
-        entered = call is not None and call.enter(index)
-        try:
-            return inner(args, extra) if inner is not None else extra["original_block"](args)
-        finally:
-            if entered:
-                call.leave()
+        return mark(index, inner, args, extra)
 
     setattr(patch, _INNER, inner)
     return patch
+
+
+def _mark(index: int, inner: Callable | None, args: dict, extra: dict) -> dict:
+    """Run block ``index`` between two marks."""
+    # Some nodes that bring a forward of their own hand the options over in the second place.
+    options = args.get("transformer_options") or extra.get("transformer_options") or {}
+    call = options.get(KEY)
+    entered = call is not None and call.enter(index)
+    try:
+        return inner(args, extra) if inner is not None else extra["original_block"](args)
+    finally:
+        if entered:
+            call.leave(index)
 
 
 def _make_wrapper(recorder: Recorder, settings: Settings) -> Callable:
@@ -142,92 +179,24 @@ def _make_wrapper(recorder: Recorder, settings: Settings) -> Callable:
         **kwargs: Any,
     ) -> Any:
         options = {} if transformer_options is None else transformer_options
-        call = _prepare(recorder, settings, executor.class_obj, x, time_dim_concat, options, kwargs)
+        previous = options.get(_OVERRIDE)
+        conditions = {**kwargs, "clip_fea": clip_fea}
+        model = executor.class_obj
+        call = prepare(recorder, settings, model, x, context, time_dim_concat, options, conditions, previous)
         if call is None:
             return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
         options[KEY] = call
-        options[_OVERRIDE] = call.override
+        compiling = _compiling()
+        if call.sparse is not None or compiling:
+            options[_OVERRIDE] = torch.compiler.disable(call.override) if compiling else call.override
         try:
             return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
         finally:
             options.pop(KEY, None)
-            if call.previous is None:
+            if previous is None:
                 options.pop(_OVERRIDE, None)
             else:
-                options[_OVERRIDE] = call.previous
-            _conclude(recorder, call)
+                options[_OVERRIDE] = previous
+            conclude(recorder, call)
 
     return run
-
-
-def _prepare(
-    recorder: Recorder,
-    settings: Settings,
-    diffusion_model: Any,
-    x: Any,
-    time_dim_concat: Any,
-    options: dict,
-    kwargs: dict,
-) -> Call | None:
-    """Record the step; return the Call of a sparse phase, or None where the host's attention runs untouched."""
-    run = recorder.current()
-    sigmas = options.get("sigmas")
-    if sigmas is None:
-        run.note("the sampler does not say its sigma, so attention stays dense.")
-        return None
-    values = sigmas.flatten().tolist()
-    sigma = values[0]
-    if not run.sample_sigmas and options.get("sample_sigmas") is not None:
-        run.sample_sigmas = [float(s) for s in options["sample_sigmas"]]
-
-    layout = sequence_layout(diffusion_model, x, time_dim_concat, kwargs)
-    plans = plans_for(settings.schedule, layout.grid, diffusion_model.num_heads, **settings.tiles)
-    shown = plans.describe(sigma)
-    blocks = len(diffusion_model.blocks)
-    step = recorder.step(
-        sigma,
-        Step(
-            sigma=sigma,
-            index=step_index(run.sample_sigmas, sigma),
-            phase=shown["phase"],
-            attention=shown["attention"],
-            granularity=shown["granularity"],
-            window=shown["window"],
-            grid=layout.grid.shape,
-            prefix=layout.grid.prefix,
-            suffix=layout.grid.suffix,
-            tile=shown["tile"] if shown["attention"] != "dense" else None,
-            tiles=shown["tiles"] if shown["attention"] != "dense" else 0,
-        ),
-    )
-    if len({settings.schedule.at(value)[0] for value in values}) > 1:
-        step.decline("the batch mixes sigmas of different phases", blocks)
-        return None
-    if shown["attention"] == "dense":
-        step.dense += blocks
-        return None
-    head_dim = diffusion_model.dim // diffusion_model.num_heads
-    backend, note = resolve_backend(settings.backend, x.device, x.dtype, head_dim, shown["attention"])
-    if note:
-        run.note(note)
-    if shown["density"] is not None:
-        step.planned_density = shown["density"]
-    step.backend = backend
-    layers = [plans.at(sigma, layer, x.device) for layer in range(blocks)]
-    return Call(layers, backend, step, layout.known, options.get(_OVERRIDE))
-
-
-def _conclude(recorder: Recorder, call: Call) -> None:
-    call.settle()
-    run = recorder.current()
-    for reason in call.step.reasons:
-        run.note(f"stays dense: {reason}." if call.step.reasons[reason] else f"{reason}.")
-    if call.previous is not None:
-        run.note("another attention override is present; it gets cross-attention and everything that stays dense.")
-
-
-def step_index(sample_sigmas: list[float], sigma: float) -> int | None:
-    """Return the sampler step that ``sigma`` belongs to, counted in this sampler call, or None without its list."""
-    if len(sample_sigmas) < 2:
-        return None
-    return max(sum(s + 1e-6 >= sigma for s in sample_sigmas[:-1]) - 1, 0)

@@ -11,6 +11,10 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
+import torch
+
+from .clock import BlockClock
+
 logger = logging.getLogger(__name__)
 
 # Enough for a workflow with several stages; older runs are dropped so that a long session does not grow.
@@ -19,7 +23,11 @@ MAX_RUNS = 16
 
 @dataclass
 class Step:
-    """One sigma of one run; ``sparse`` and ``dense`` count self-attention calls."""
+    """One sigma of one run; ``sparse`` and ``dense`` count self-attention calls.
+
+    ``seconds`` is what the step took, ``blocks`` what each of its transformer blocks took (self-attention,
+    cross-attention, feed-forward), summed over its evaluations and empty where that cannot be told.
+    """
 
     sigma: float
     index: int | None
@@ -39,12 +47,19 @@ class Step:
     dense: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    blocks: list[float] = field(default_factory=list)
 
     @property
     def density(self) -> float:
         """The share of query-key pairs that were computed, dense calls counted as 1."""
         calls = self.sparse + self.dense
         return (self.sparse * self.planned_density + self.dense) / calls if calls else 1.0
+
+    def add_block(self, block: int, seconds: float) -> None:
+        """Count ``seconds`` for ``block``."""
+        if block >= len(self.blocks):
+            self.blocks += [0.0] * (block + 1 - len(self.blocks))
+        self.blocks[block] += seconds
 
     def decline(self, reason: str, calls: int = 1) -> None:
         """Count ``calls`` that stayed dense although the phase is sparse."""
@@ -54,7 +69,7 @@ class Step:
 
 @dataclass
 class Run:
-    """One sampler call."""
+    """One sampler call; ``stopped`` says why it ended before its last step, ``built`` which plans are ready."""
 
     prompt_id: str | None
     node_id: str | None
@@ -64,6 +79,8 @@ class Run:
     sample_sigmas: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     finished: bool = False
+    stopped: str | None = None
+    built: set = field(default_factory=set, repr=False)
 
     def note(self, sentence: str) -> None:
         """Keep a sentence for the report and say it in the log, once per run."""
@@ -87,6 +104,7 @@ class Recorder:
         self._count = 0
         self._step: Step | None = None
         self._mark = 0.0
+        self.clock = BlockClock()
 
     def begin(self) -> Run:
         """Open a new run; one that was left open (an interrupted sampler) is closed first."""
@@ -101,11 +119,16 @@ class Recorder:
         """Return the open run; opens one for a caller that samples without announcing it."""
         return self._open or self.begin()
 
-    def end(self) -> None:
-        """Close the open run, if any."""
+    def end(self, error: BaseException | None = None) -> None:
+        """Close the open run, if any; ``error`` is what ended it early."""
         if self._open is not None:
+            if torch.cuda.is_available() and torch.cuda.is_initialized() and error is None:
+                torch.cuda.synchronize()
             self._open.finished = True
+            if error is not None:
+                self._open.stopped = stop_reason(error)
         self._clock(None)
+        self.clock.finish()
         self._open = None
 
     def step(self, sigma: float, make: Step) -> Step:
@@ -128,6 +151,16 @@ class Recorder:
         chosen = [run for run in self.runs if run.node_id in node_ids]
         latest = {run.node_id: run.prompt_id for run in chosen}
         return [run for run in chosen if run.prompt_id == latest[run.node_id]]
+
+
+def stop_reason(error: BaseException) -> str:
+    """Return in words what ended a run early."""
+    name = type(error).__name__
+    if name == "InterruptProcessingException":
+        return "cancelled"
+    if name == "OutOfMemoryError" or "out of memory" in str(error).lower():
+        return "out of memory"
+    return name
 
 
 def executing_node() -> tuple[str | None, str | None, int | None]:

@@ -19,6 +19,7 @@ from .record import Recorder
 KEY = "fpsattention"
 
 DEFAULT_PRESET = "mild"
+FROM_FILE = "the model file"
 
 # A 832x480 clip of 81 frames over 20 steps at Wan's usual shift: only to compare two schedules.
 _NOMINAL_GRID = TokenGrid(21, 30, 52)
@@ -60,7 +61,7 @@ def choose_settings(header: Header | None, schedule: Schedule | None, backend: s
     """
     if schedule is None:
         if header is not None:
-            return Settings(header.schedule, "the model file", backend, header)
+            return Settings(header.schedule, FROM_FILE, backend, header)
         return Settings(preset(DEFAULT_PRESET), f"the {DEFAULT_PRESET} preset (the model file has none)", backend)
     notes = []
     if header is not None:

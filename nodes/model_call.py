@@ -1,0 +1,141 @@
+"""What one call of the diffusion model will run: its sigma, token grid, phase, plans and backend, and its record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..kernels.attention import resolve_backend
+from ..kernels.plan import Plans, plans_for
+from .layout import Layout, control_blocks, sequence_layout
+from .override import Call, Sparse
+from .record import Recorder, Run, Step
+from .settings import Settings
+
+MIXED = "the batch mixes sigmas of different phases"
+SIGMA_NAN = "the sampler's sigma is not a number"
+REPLACED_ALIKE = (
+    "video and text are equally long and another node replaced the self-attention, so the two cannot be told apart"
+)
+
+
+def prepare(
+    recorder: Recorder,
+    settings: Settings,
+    diffusion_model: Any,
+    x: Any,
+    context: Any,
+    time_dim_concat: Any,
+    options: dict,
+    kwargs: dict,
+    previous: Callable | None,
+) -> Call | None:
+    """Record the step and return its Call, without ``sparse`` where the host's attention runs; None without a sigma.
+
+    ``options`` are the call's transformer_options, ``kwargs`` its further conditions, ``previous`` the attention
+    override of another node.
+    """
+    run = recorder.current()
+    sigmas = options.get("sigmas")
+    if sigmas is None:
+        run.note("the sampler does not say its sigma, so attention stays dense.")
+        return None
+    values = sigmas.flatten().tolist()
+    sigma = values[0]
+    if not run.sample_sigmas and options.get("sample_sigmas") is not None:
+        run.sample_sigmas = [float(s) for s in options["sample_sigmas"]]
+
+    layout = sequence_layout(diffusion_model, x, time_dim_concat, kwargs)
+    blocks = len(diffusion_model.blocks)
+    control, repeats = control_blocks(diffusion_model, kwargs)
+    calls = blocks + len(control) * repeats
+    recorder.clock.prepare(x.device)
+    if any(value != value for value in values):
+        step = recorder.step(0.0, Step(0.0, None, 0, "dense", grid=layout.grid.shape))
+        step.decline(SIGMA_NAN, calls)
+        return Call(step, blocks, recorder.clock, previous=previous)
+
+    plans = plans_for(settings.schedule, layout.grid, diffusion_model.num_heads, **settings.tiles)
+    _build_ahead(run, plans, sigma, blocks + len(control), x.device)
+    step = recorder.step(sigma, _new_step(run, plans, layout, sigma))
+    if len({settings.schedule.at(value)[0] for value in values}) > 1:
+        step.decline(MIXED, calls)
+        return Call(step, blocks, recorder.clock, previous=previous)
+    if step.attention == "dense":
+        step.dense += calls
+        return Call(step, blocks, recorder.clock, previous=previous)
+    alike = _alike(layout.grid.tokens, context, kwargs.get("clip_fea"))
+    if alike and any("forward" in vars(block.self_attn) for block in diffusion_model.blocks if _has_attention(block)):
+        step.decline(REPLACED_ALIKE, calls)
+        return Call(step, blocks, recorder.clock, previous=previous)
+
+    head_dim = diffusion_model.dim // diffusion_model.num_heads
+    backend, note = resolve_backend(settings.backend, x.device, x.dtype, head_dim, step.attention)
+    if note:
+        run.note(note)
+    step.backend = backend
+    layers = plans.layers(sigma, blocks + len(control), x.device)
+    # Control blocks are layers of their own, behind the main ones.
+    behind = {main: layers[blocks + number] for main, number in control.items()}
+    sparse = Sparse(layers[:blocks], backend, layout.known, alike, behind, repeats)
+    return Call(step, blocks, recorder.clock, sparse, previous)
+
+
+def conclude(recorder: Recorder, call: Call) -> None:
+    """The model call is over: settle its counts and say every new reason once."""
+    call.settle()
+    run = recorder.current()
+    for reason in call.step.reasons:
+        run.note(f"stays dense: {reason}." if call.step.reasons[reason] else f"{reason}.")
+    if call.previous is not None and call.sparse is not None:
+        run.note("another attention override is present; it gets cross-attention and everything that stays dense.")
+    if call.clock.kind is None:
+        run.note("blocks are timed on NVIDIA and AMD GPUs and on the CPU only.")
+
+
+def step_index(sample_sigmas: list[float], sigma: float) -> int | None:
+    """Return the sampler step that ``sigma`` belongs to, counted in this sampler call, or None without its list."""
+    if len(sample_sigmas) < 2:
+        return None
+    return max(sum(s + 1e-6 >= sigma for s in sample_sigmas[:-1]) - 1, 0)
+
+
+def _new_step(run: Run, plans: Plans, layout: Layout, sigma: float) -> Step:
+    shown = plans.describe(sigma)
+    sparse = shown["attention"] != "dense"
+    return Step(
+        sigma=sigma,
+        index=step_index(run.sample_sigmas, sigma),
+        phase=shown["phase"],
+        attention=shown["attention"],
+        granularity=shown["granularity"],
+        window=shown["window"],
+        planned_density=1.0 if shown["density"] is None else shown["density"],
+        grid=layout.grid.shape,
+        prefix=layout.grid.prefix,
+        suffix=layout.grid.suffix,
+        tile=shown["tile"] if sparse else None,
+        tiles=shown["tiles"] if sparse else 0,
+    )
+
+
+def _build_ahead(run: Run, plans: Plans, sigma: float, layers: int, device: Any) -> None:
+    """Build the plans of every phase that this run will reach when it first shows its grid, not at a phase change."""
+    if plans in run.built:
+        return
+    run.built.add(plans)
+    phases = set()
+    for value in (sigma, *run.sample_sigmas[:-1]):
+        phase = plans.schedule.at(value)[0] if value == value else None
+        if phase is not None and phase not in phases:
+            phases.add(phase)
+            plans.layers(value, layers, device)
+
+
+def _alike(tokens: int, context: Any, image: Any) -> bool:
+    """True if text or the image of the condition is as long as the video."""
+    return any(getattr(x, "ndim", 0) == 3 and x.shape[1] == tokens for x in (context, image))
+
+
+def _has_attention(block: Any) -> bool:
+    return hasattr(getattr(block, "self_attn", None), "__dict__")
