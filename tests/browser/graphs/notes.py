@@ -51,8 +51,8 @@ more of the time is attention, and the more there is to save.
 VACE = """## VACE with FPSAttention
 
 A reference picture becomes a video. **WanVaceToVideo** puts the reference in front as frames of their own,
-**TrimVideoLatent** takes them away after sampling. FPSAttention sees them as ordinary frames; what it does with VACE's
-control blocks stands in the report.
+**TrimVideoLatent** takes them away after sampling. FPSAttention sees them as ordinary frames, in the main blocks and
+in VACE's control blocks alike.
 
 1. Choose the reference in **Load Image**.
 2. Queue. **FPSAttention Report** shows what every step ran and why anything stayed dense.
@@ -85,9 +85,9 @@ COMPARE = """## Dense and FPSAttention, side by side
 The same seed, prompt and steps twice: above dense, below with FPSAttention. The two videos come out as one, dense on
 the left.
 
-Both branches run through **FPSAttention (Wan)**, the upper one with the preset `dense`, which is exactly ComfyUI's own
-attention. So both reports show seconds per step, measured the same way: compare them from the second step on, the
-first holds loading and compiling.
+Both branches run through **FPSAttention (Wan)**, the upper one with the schedule `0.00 dense`, which is exactly
+ComfyUI's own attention. So both reports show seconds per step, measured the same way: compare them from the second
+step on, the first holds loading and compiling.
 
 - Model: `models/diffusion_models/{model}`
 - Text encoder: `models/text_encoders/{text_encoder}`

@@ -77,10 +77,10 @@ def prompts(text: str = POSITIVE) -> list[Node]:
     ]  # fmt: skip
 
 
-def schedule(number: int = SCHEDULE, preset: str = "custom", *, height: int = 820, **view: Any) -> Node:
+def schedule(number: int = SCHEDULE, preset: str = "custom", *, tall: int = 820, **view: Any) -> Node:
     """The schedule node, as high as its editor needs; ``view`` is what the editor draws for."""
     return Node(
-        number, "FPSAttentionSchedule", height, {"preset": preset, "schedule": MILD}, color=BLUE,
+        number, "FPSAttentionSchedule", tall, {"preset": preset, "schedule": MILD}, color=BLUE,
         properties={"fps_view": view} if view else {},
     )  # fmt: skip
 

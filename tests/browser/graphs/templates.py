@@ -169,7 +169,7 @@ def few_steps() -> list[Column]:
 
 def compare() -> list[Column]:
     seed = Node(SEED, "PrimitiveInt", 110, {"value": 42}, title="Seed for both", after="fixed")
-    dense = schedule(DENSE_SCHEDULE, "dense", **view(832, 480, 30, 8.0, 12, 30))
+    dense = Node(DENSE_SCHEDULE, "PrimitiveString", 80, {"value": "0.00 dense"}, title="Schedule: all dense")
     sparse = schedule(**view(832, 480, 30, 8.0, 12, 30))
     stitch = Node(
         STITCH, "ImageStitch", 180,
@@ -184,8 +184,13 @@ def compare() -> list[Column]:
             [stock_model(SMALL), shift(8.0, (LOAD, 0)), *encoders(), size(832, 480), seed],
         ),
         Column("Prompt", 420, prompts()),
-        Column("Dense", 560, [dense, apply((SHIFT, 0), (DENSE_SCHEDULE, 0), DENSE_APPLY, "FPSAttention (dense)")]),
-        Column("FPSAttention", 560, [sparse, apply((SHIFT, 0), (SCHEDULE, 0))]),
+        Column(
+            "Attention: dense, FPSAttention", 560,
+            [
+                dense, apply((SHIFT, 0), (DENSE_SCHEDULE, 0), DENSE_APPLY, "FPSAttention (dense)"),
+                sparse, apply((SHIFT, 0), (SCHEDULE, 0)),
+            ],
+        ),
         Column(
             "Sample", 340,
             [
@@ -194,10 +199,12 @@ def compare() -> list[Column]:
             ],
         ),
         Column(
-            "What ran: dense", 560,
-            [report((DENSE_SAMPLER, 0), (DENSE_APPLY, 0), DENSE_REPORT, title="Report, dense")],
+            "What ran", 560,
+            [
+                report((DENSE_SAMPLER, 0), (DENSE_APPLY, 0), DENSE_REPORT, height=580, title="Report, dense"),
+                report((SAMPLER, 0), (APPLY, 0), height=580, title="Report, FPSAttention"),
+            ],
         ),
-        Column("What ran: FPSAttention", 560, [report((SAMPLER, 0), (APPLY, 0), title="Report, FPSAttention")]),
         Column(
             "Video", 640,
             [

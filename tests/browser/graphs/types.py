@@ -74,6 +74,7 @@ CORE = {
     "TrimVideoLatent": NodeType(
         "Trim Video Latent", [("samples", "LATENT")], ["trim_amount"], LATENT, {"trim_amount": "INT"}
     ),
+    "PrimitiveString": NodeType("String", [], ["value"], [("STRING", "STRING")]),
     "PrimitiveInt": NodeType("Int", [], ["value"], [("INT", "INT")]),
     "KSampler": NodeType(
         "KSampler", [("model", "MODEL"), *PROMPTS, ("latent_image", "LATENT")],
