@@ -18,7 +18,7 @@ from ._api import CATEGORY, io, progress, show_text, ui
 from .benchmark_image import benchmark_image
 from .benchmark_text import benchmark_text, headline
 from .model_facts import ModelFacts, model_facts
-from .video_size import size_inputs, size_problem, token_grid, whole_problem
+from .video_size import size_inputs, size_problem, token_grid, video_words, whole_problem
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class FPSAttentionBenchmark(io.ComfyNode):
         result = measure(size, host, name, Ticker(node_id))
         if facts is not None and facts.problem:
             result.notes.append(facts.problem)
-        video = f"{int(width)} x {int(height)}, {int(frames)} frames"
+        video = video_words(width, height, frames)
         kept = keep(result)
         text = benchmark_text(result, video, kept)
         image = benchmark_image(result, video, kept)
@@ -225,5 +225,6 @@ def keep(result: Measurement) -> str:
         sentence = str(error)
         logger.warning("FPSAttention: %s", sentence)
         return f"The times were not kept: {sentence}"
-    where = f"Kept in {shown(calibration_path())} ({len(calibration.entries)} measurements)."
+    count = len(calibration.entries)
+    where = f"Kept in {shown(calibration_path())} ({count} measurement{'s' if count != 1 else ''})."
     return " ".join([where, *(f"Note: {sentence}" for sentence in said)])

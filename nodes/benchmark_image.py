@@ -9,10 +9,10 @@ from PIL import ImageDraw
 
 from ..kernels.measure import Measurement, Row
 from .benchmark_text import conditions, headline, label_of
-from .drawing import COLORS, GRID, INK, MARGIN, SOFT, WIDTH, bar, font, image_tensor, page
+from .drawing import COLORS, GRID, INK, MARGIN, PAPER, SOFT, WIDTH, bar, font, image_tensor, page
 
 _BAR, _GAP, _LINE = 26, 14, 18
-_LEFT = 330
+_LEFT = 280
 _RIGHT = WIDTH - 190
 _LETTERS = 145
 
@@ -58,6 +58,11 @@ def nice_step(longest: float) -> float:
         power *= 10
 
 
+def digits(ms: float) -> int:
+    """Return how many digits after the point say about a thousandth of ``ms``."""
+    return 0 if ms >= 100 else 1 if ms >= 10 else 2 if ms >= 1 else 3
+
+
 def _row(
     draw: ImageDraw.ImageDraw, result: Measurement, row: Row, top: float, longest: float, dense: Row | None
 ) -> None:
@@ -66,6 +71,8 @@ def _row(
     draw.text((_LEFT - 12, middle), label, font=font(14), fill=INK, anchor="rm")
     if row.timing is None:
         note = textwrap.shorten(row.note, 100, placeholder="...")
+        place = draw.textbbox((_LEFT + 8, middle), note, font=font(13), anchor="lm")
+        draw.rectangle((place[0] - 4, place[1] - 2, place[2] + 4, place[3] + 2), fill=PAPER)
         draw.text((_LEFT + 8, middle), note, font=font(13), fill=SOFT, anchor="lm")
         return
 
@@ -79,7 +86,7 @@ def _row(
         draw.line((x_of(timing.low), middle, x_of(timing.high), middle), fill=INK, width=1)
         for end in (timing.low, timing.high):
             draw.line((x_of(end), middle - 5, x_of(end), middle + 5), fill=INK, width=1)
-    text = f"{timing.median:.3g} ms" if timing.median < 1000 else f"{timing.median:,.0f} ms"
+    text = f"{timing.median:,.{digits(timing.median)}f} ms"
     if row is dense:
         text += "  = 1"
     elif dense is not None:

@@ -8,6 +8,7 @@ from ._api import ComfyExtension, io
 from .apply import FPSAttentionApply
 from .benchmark import FPSAttentionBenchmark
 from .load import FPSAttentionLoadWan
+from .preview import FPSAttentionPreview
 from .report import FPSAttentionReport
 from .routes import register_routes
 from .schedule import FPSAttentionSchedule
@@ -39,6 +40,7 @@ class FPSAttentionExtension(ComfyExtension):
             FPSAttentionApply,
             FPSAttentionSchedule,
             FPSAttentionReport,
+            FPSAttentionPreview,
             FPSAttentionBenchmark,
         ]
 

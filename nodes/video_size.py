@@ -62,3 +62,8 @@ def token_grid(width: Any, height: Any, frames: Any, pixels: int = PIXELS_PER_TO
     if problem := size_problem(width, height, frames):
         raise GridError(problem)
     return video_grid(int(width), int(height), int(frames), pixels)
+
+
+def video_words(width: int, height: int, frames: int) -> str:
+    """Return the video's size in words."""
+    return f"{int(width)} x {int(height)}, {int(frames)} frame{'s' if frames != 1 else ''}"

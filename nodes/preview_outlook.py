@@ -1,0 +1,163 @@
+"""What a schedule comes to on a video: steps, phases, tiles, and expected seconds where this card was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..kernels.calibration import Calibration
+from ..kernels.grid import Tiling, TokenGrid
+from ..kernels.outlook import StepOutlook, sampler_sigmas, step_outlooks
+from ..kernels.patterns import Window, band
+from ..kernels.plan import plans_for
+from ..kernels.schedule import Phase, Schedule
+
+HEAD_DIM = 128
+# What is told where no model is connected: the sizes of Wan.
+KNOWN_MODELS = (("Wan 1.3B", 30, 12), ("Wan 14B", 40, 40))
+
+
+@dataclass(frozen=True)
+class PhaseOutlook:
+    """One phase on the grid: its steps, its tiles along (t, h, w), which of them a middle query tile sees as
+    ``(query, first, number)`` per axis, and its density (None: a selector decides while sampling)."""
+
+    index: int
+    phase: Phase
+    steps: list[StepOutlook]
+    tiling: Tiling
+    axes: tuple[tuple[int, int, int], ...] | None
+    density: float | None
+
+    @property
+    def window(self) -> str:
+        """The phase's window in words."""
+        if self.phase.attention == "dense":
+            return "dense"
+        return self.phase.selector or " ".join("all" if e is None else str(e) for e in self.phase.window)
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Expected seconds of all self-attention of a run, one model call per step."""
+
+    model: str
+    layers: int
+    heads: int
+    ours: float
+    dense: float | None
+    steps: list[float]
+    source: str
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Everything that picture and table show."""
+
+    schedule: Schedule
+    video: str
+    grid: TokenGrid
+    shift: float
+    slots: int
+    tile: tuple[int, int, int] | None
+    steps: list[StepOutlook]
+    phases: list[PhaseOutlook]
+    notes: list[str]
+    seconds: list[Seconds]
+
+    @property
+    def work(self) -> float | None:
+        """Attention work of the run as a share of dense; None where a selector decides."""
+        if any(step.density is None for step in self.steps):
+            return None
+        return sum(step.density for step in self.steps) / len(self.steps)
+
+    @property
+    def cumulative(self) -> list[float]:
+        """Attention work after each step as a share of the whole dense run, selectors counted as dense."""
+        total, values = 0.0, []
+        for step in self.steps:
+            total += (1.0 if step.density is None else step.density) / len(self.steps)
+            values.append(total)
+        return values
+
+    @property
+    def dense_steps(self) -> int:
+        """Steps that run the host's own attention."""
+        return sum(step.attention == "dense" for step in self.steps)
+
+
+def outlook(
+    schedule: Schedule,
+    video: str,
+    grid: TokenGrid,
+    steps: int,
+    shift: float,
+    *,
+    slots: int = 64,
+    tile: tuple[int, int, int] | None = None,
+    notes: list[str] | None = None,
+    card: str | None = None,
+    calibration: Calibration | None = None,
+    models: tuple[tuple[str, int, int], ...] = KNOWN_MODELS,
+    head_dim: int = HEAD_DIM,
+) -> Preview:
+    """Return the outlook; seconds for every (name, layers, heads) of ``models`` that ``calibration`` knows ``card``
+    for."""
+    sigmas = sampler_sigmas(steps, shift)[:-1]
+    outlooks = step_outlooks(schedule, grid, sigmas, slots=slots, tile=tile)
+    phases = []
+    for index, phase in enumerate(schedule.phases):
+        # Alone, because ends that nearly touch share their sigmas.
+        alone = plans_for(Schedule((replace(phase, until=0.0),)), grid, 1, slots=slots, tile=tile)
+        tiling = alone.tiling(0.0)
+        here = [step for step in outlooks if step.phase == index]
+        phases.append(PhaseOutlook(index, phase, here, tiling, _axes(phase, tiling), alone.density(0.0)))
+    seconds = []
+    if card is not None and calibration is not None:
+        for name, layers, heads in models:
+            found = _seconds(schedule, outlooks, calibration, card, grid.tokens, name, layers, heads, head_dim)
+            if found is not None:
+                seconds.append(found)
+    return Preview(schedule, video, grid, shift, slots, tile, outlooks, phases, list(notes or []), seconds)
+
+
+def _axes(phase: Phase, tiling: Tiling) -> tuple[tuple[int, int, int], ...] | None:
+    """Return per axis the middle query tile, the first tile that it sees, and how many; None without a 3D window."""
+    if phase.is_full or phase.window is None:
+        return None
+    axes = []
+    for n, k in zip(tiling.pieces, Window(*phase.window).tiles(tiling)):
+        seen = band(n, k)[n // 2]
+        axes.append((n // 2, int(seen.argmax()), int(seen.sum())))
+    return tuple(axes)
+
+
+def _seconds(
+    schedule: Schedule,
+    steps: list[StepOutlook],
+    calibration: Calibration,
+    card: str,
+    tokens: int,
+    name: str,
+    layers: int,
+    heads: int,
+    head_dim: int,
+) -> Seconds | None:
+    """Return the expected seconds of a model, or None where one step has no measurement."""
+    each, source, scaled = [], None, False
+    for step in steps:
+        if step.density is None:
+            return None
+        granularity = schedule.phases[step.phase].granularity
+        found = calibration.milliseconds(card, tokens, heads, head_dim, step.attention, granularity, step.density)
+        if found is None:
+            return None
+        each.append(found.ms * layers / 1e3)
+        scaled = scaled or found.scaled
+        source = source or found.entry
+    dense = calibration.milliseconds(card, tokens, heads, head_dim, "dense", None, 1.0)
+    said = f"measured {source['measured'][:10]} with {source['tokens']:,} tokens and {source['heads']} heads"
+    return Seconds(
+        name, layers, heads, sum(each), None if dense is None else dense.ms * layers * len(steps) / 1e3, each,
+        said + (", scaled" if scaled else ""),
+    )  # fmt: skip

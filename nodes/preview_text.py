@@ -1,0 +1,110 @@
+"""The preview as text: every step, every phase with its window in tiles, and what it comes to."""
+
+from __future__ import annotations
+
+from .preview_outlook import PhaseOutlook, Preview
+
+# Steps in a row that are alike are told in one line beyond this many.
+MAX_LINES = 60
+
+
+def percent(density: float | None) -> str:
+    """Return ``density`` as text; a selector's is only known while sampling."""
+    return "chosen while sampling" if density is None else f"{density:.1%}"
+
+
+def headline(preview: Preview) -> str:
+    """Return in one sentence what the schedule comes to."""
+    count, dense = len(preview.steps), preview.dense_steps
+    what = f"{count} step{'s' if count != 1 else ''}: {dense} dense, {count - dense} sparse"
+    if preview.work is None:
+        return f"{what}; a selector decides the attention work while sampling."
+    return f"{what}; attention work {preview.work:.1%} of dense."
+
+
+def grid_line(preview: Preview) -> str:
+    """Return the video and its tokens."""
+    grid = "x".join(map(str, preview.grid.shape))
+    tokens = f"{preview.grid.tokens:,} token{'s' if preview.grid.tokens != 1 else ''}"
+    return f"{preview.video}: grid {grid} = {tokens}; shift {preview.shift:g}"
+
+
+def phase_line(phase: PhaseOutlook) -> str:
+    """Return the phase's steps, attention and window in one line."""
+    if not phase.steps:
+        steps = "no step"
+    else:
+        first, last = phase.steps[0].index, phase.steps[-1].index
+        steps = f"step {first}" if first == last else f"steps {first}-{last}"
+    attention = " ".join(filter(None, [phase.phase.attention, phase.phase.granularity]))
+    window = "" if phase.phase.attention == "dense" else f", {phase.window}: {percent(phase.density)}"
+    return f"phase {phase.index + 1} (until sigma {phase.phase.until:g}), {steps}: {attention}{window}"
+
+
+def tiles_line(phase: PhaseOutlook) -> str:
+    """Return which tiles a query tile sees, along time, height and width."""
+    if phase.phase.attention == "dense":
+        return "the host's own attention: every token sees every token"
+    if phase.axes is None:
+        return "every token sees every token" if phase.phase.is_full else "a selector chooses the tiles while sampling"
+    tile = "x".join(map(str, phase.tiling.tile))
+    seen = ", ".join(f"{k} of {n} along {axis}" for axis, (_, _, k), n in zip("thw", phase.axes, phase.tiling.pieces))
+    return f"sees {seen} (tiles of {tile} tokens)"
+
+
+def seconds_lines(preview: Preview, card: str | None) -> list[str]:
+    """Return the expected seconds, or what to do to get them."""
+    if not preview.seconds:
+        where = f" on {card}" if card else ""
+        return [
+            f"No expected seconds: this attention was not measured{where} yet. "
+            "Run FPSAttention Benchmark once, and they appear here and in the editor."
+        ]
+    lines = []
+    for found in preview.seconds:
+        text = (
+            f"Expected self-attention of {found.model} ({found.layers} layers, {found.heads} heads): {found.ours:.1f} s"
+        )
+        if found.dense is not None:
+            text += f" instead of {found.dense:.1f} s dense"
+        lines.append(f"{text} for one model call per step ({found.source}).")
+    if card:
+        lines.append(
+            f"On {card}. A cfg above 1 means two model calls per step; everything else in a step comes on top."
+        )
+    return lines
+
+
+def preview_text(preview: Preview, card: str | None) -> str:
+    """Return the whole table."""
+    lines = [f"FPSAttention Preview: {grid_line(preview)}", headline(preview)]
+    lines += [f"Note: {note}" for note in preview.notes]
+    lines += ["", *preview.schedule.format().splitlines(), ""]
+    for phase in preview.phases:
+        lines += [phase_line(phase), f"    {tiles_line(phase)}"]
+    lines += ["", f"{'step':>9}  {'sigma':<6}  {'phase':>5}  {'attention':<10}  {'density':>7}  {'work so far':>11}"]
+    lines[-1] += f"  {'seconds':>8}" if len(preview.seconds) == 1 else ""
+    lines += _step_lines(preview)
+    return "\n".join([*lines, "", *seconds_lines(preview, card)]) + "\n"
+
+
+def _step_lines(preview: Preview) -> list[str]:
+    each = preview.seconds[0].steps if len(preview.seconds) == 1 else None
+    groups: list[list[int]] = []
+    for step in preview.steps:
+        short = len(preview.steps) <= MAX_LINES
+        if groups and not short and preview.steps[groups[-1][-1]].phase == step.phase:
+            groups[-1].append(step.index)
+        else:
+            groups.append([step.index])
+    lines = []
+    for group in groups:
+        first, last = preview.steps[group[0]], preview.steps[group[-1]]
+        number = f"{first.index}" if first is last else f"{first.index}-{last.index}"
+        granularity = preview.schedule.phases[first.phase].granularity
+        attention = " ".join(filter(None, [first.attention, granularity]))
+        density = "?" if first.density is None else f"{first.density:.1%}"
+        line = f"{number:>9}  {first.sigma:<6.4f}  {first.phase + 1:>5}  {attention:<10}  {density:>7}"
+        line += f"  {preview.cumulative[last.index]:>11.1%}"
+        lines.append(line + (f"  {sum(each[i] for i in group):>8.2f}" if each else ""))
+    return lines
