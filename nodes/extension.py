@@ -7,6 +7,8 @@ import logging
 from ._api import ComfyExtension, io
 from .apply import FPSAttentionApply
 from .benchmark import FPSAttentionBenchmark
+from .check import FPSAttentionCheck
+from .host import MINIMUM_HOST, host_version
 from .load import FPSAttentionLoadWan
 from .preview import FPSAttentionPreview
 from .report import FPSAttentionReport
@@ -14,8 +16,6 @@ from .routes import register_routes
 from .schedule import FPSAttentionSchedule
 
 logger = logging.getLogger(__name__)
-
-MINIMUM_HOST = (0, 11, 0)
 
 
 class FPSAttentionExtension(ComfyExtension):
@@ -42,14 +42,5 @@ class FPSAttentionExtension(ComfyExtension):
             FPSAttentionReport,
             FPSAttentionPreview,
             FPSAttentionBenchmark,
+            FPSAttentionCheck,
         ]
-
-
-def host_version() -> tuple[int, ...] | None:
-    """Return the host's version as numbers, or None where it cannot be told."""
-    try:
-        from comfyui_version import __version__
-
-        return tuple(int(part) for part in __version__.split("+")[0].split(".")[:3])
-    except (ImportError, ValueError):
-        return None

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from ..kernels.calibration import Calibration, calibration_path
-from ..kernels.grid import GridError
-from ..kernels.outlook import PIXELS_PER_TOKEN
+from ..kernels.calibration import calibration_path
 from ..kernels.schedule import ScheduleError
 from ._api import CATEGORY, FpsSchedule, io, show_text, ui
 from .apply import as_schedule
-from .model_facts import model_facts
 from .preview_image import preview_image
-from .preview_outlook import HEAD_DIM, KNOWN_MODELS, Preview, outlook
+from .preview_outlook import make_preview
 from .preview_text import headline, preview_text, seconds_lines
-from .routes import current_card
-from .video_size import MAX_STEPS, size_inputs, size_problem, token_grid, video_words, whole_problem
-
-MIN_SHIFT, MAX_SHIFT = 0.01, 1000.0
+from .video_size import MAX_SHIFT, MAX_STEPS, MIN_SHIFT, sampling_problem, size_inputs, size_problem
 
 
 class FPSAttentionPreview(io.ComfyNode):
@@ -96,7 +89,7 @@ class FPSAttentionPreview(io.ComfyNode):
             as_schedule(schedule)
         except ScheduleError as error:
             return str(error)
-        return size_problem(width, height, frames) or _problem(steps, shift) or True
+        return size_problem(width, height, frames) or sampling_problem(steps, shift) or True
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> str:
@@ -113,62 +106,9 @@ class FPSAttentionPreview(io.ComfyNode):
         cls, schedule: Any, width: int, height: int, frames: int, steps: int, shift: float, model: Any = None
     ) -> io.NodeOutput:
         """Return picture and table; raises ScheduleError, GridError or PatchError with one sentence."""
-        preview, card = make_preview(schedule, width, height, frames, steps, shift, model)
+        preview, card = make_preview(as_schedule(schedule), width, height, frames, steps, shift, model)
         text = preview_text(preview, card)
         image = preview_image(preview, card)
         summary = "\n".join([headline(preview), *seconds_lines(preview, card)])
         show_text(cls.hidden.unique_id if cls.hidden is not None else None, summary)
         return io.NodeOutput(image, text, ui=ui.PreviewImage(image, cls=cls).as_dict() | ui.PreviewText(text).as_dict())
-
-
-def _problem(steps: Any, shift: Any) -> str | None:
-    if steps is not None and (problem := whole_problem("steps", steps, MAX_STEPS)):
-        return problem
-    if shift is None:
-        return None
-    number = isinstance(shift, int | float) and not isinstance(shift, bool) and math.isfinite(shift)
-    if not number or not MIN_SHIFT <= shift <= MAX_SHIFT:
-        return f"shift is {shift!r}, it must be from {MIN_SHIFT:g} to {MAX_SHIFT:g}; Wan's usual ones are 3 to 8."
-    return None
-
-
-def make_preview(
-    schedule: Any, width: int, height: int, frames: int, steps: int, shift: float, model: Any = None
-) -> tuple[Preview, str | None]:
-    """Return the outlook and the card's name; raises ScheduleError, GridError or PatchError with one sentence."""
-    parsed = as_schedule(schedule)
-    if parsed is None:
-        raise ScheduleError("the schedule is empty; choose a preset or write at least '0.00 dense'.")
-    if problem := _problem(steps, shift):
-        raise GridError(problem)
-    pixels, tiles, notes, models, head_dim = PIXELS_PER_TOKEN, {}, [], KNOWN_MODELS, HEAD_DIM
-    if model is not None:
-        facts = model_facts(model)
-        pixels, tiles, head_dim = facts.pixels, facts.tiles, facts.head_dim
-        models = (("this model", facts.layers, facts.heads),)
-        taken = [f"{facts.layers} layers and {facts.heads} heads", f"tokens of {facts.pixels} x {facts.pixels} pixels"]
-        if tiles.get("tile"):
-            taken.append(f"the trained tile {'x'.join(map(str, tiles['tile']))}")
-        if facts.shift is not None:
-            shift = facts.shift
-            taken.append(f"shift {shift:g}")
-        notes.append(f"taken from the model: {', '.join(taken)}.")
-        notes += [facts.problem] if facts.problem else []
-    grid = token_grid(width, height, frames, pixels)
-    calibration = Calibration.load()
-    notes += [calibration.problem] if calibration.problem else []
-    card = current_card()
-    preview = outlook(
-        parsed,
-        video_words(width, height, frames),
-        grid,
-        int(steps),
-        float(shift),
-        notes=notes,
-        card=card,
-        calibration=calibration,
-        models=models,
-        head_dim=head_dim,
-        **tiles,
-    )
-    return preview, card

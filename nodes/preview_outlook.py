@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..kernels.calibration import Calibration
-from ..kernels.grid import Tiling, TokenGrid
-from ..kernels.outlook import StepOutlook, sampler_sigmas, step_outlooks
+from ..kernels.grid import GridError, Tiling, TokenGrid
+from ..kernels.outlook import PIXELS_PER_TOKEN, StepOutlook, sampler_sigmas, step_outlooks
 from ..kernels.patterns import Window, band
 from ..kernels.plan import plans_for
-from ..kernels.schedule import Phase, Schedule
+from ..kernels.schedule import Phase, Schedule, ScheduleError
+from .host import current_card
+from .model_facts import model_facts
+from .video_size import sampling_problem, token_grid, video_words
 
 HEAD_DIM = 128
 # What is told where no model is connected: the sizes of Wan.
@@ -161,3 +165,44 @@ def _seconds(
         name, layers, heads, sum(each), None if dense is None else dense.ms * layers * len(steps) / 1e3, each,
         said + (", scaled" if scaled else ""),
     )  # fmt: skip
+
+
+def make_preview(
+    schedule: Schedule | None, width: int, height: int, frames: int, steps: int, shift: float, model: Any = None
+) -> tuple[Preview, str | None]:
+    """Return the outlook and the card's name; raises ScheduleError, GridError or PatchError with one sentence."""
+    if schedule is None:
+        raise ScheduleError("the schedule is empty; choose a preset or write at least '0.00 dense'.")
+    if problem := sampling_problem(steps, shift):
+        raise GridError(problem)
+    pixels, tiles, notes, models, head_dim = PIXELS_PER_TOKEN, {}, [], KNOWN_MODELS, HEAD_DIM
+    if model is not None:
+        facts = model_facts(model)
+        pixels, tiles, head_dim = facts.pixels, facts.tiles, facts.head_dim
+        models = (("this model", facts.layers, facts.heads),)
+        taken = [f"{facts.layers} layers and {facts.heads} heads", f"tokens of {facts.pixels} x {facts.pixels} pixels"]
+        if tiles.get("tile"):
+            taken.append(f"the trained tile {'x'.join(map(str, tiles['tile']))}")
+        if facts.shift is not None:
+            shift = facts.shift
+            taken.append(f"shift {shift:g}")
+        notes.append(f"taken from the model: {', '.join(taken)}.")
+        notes += [facts.problem] if facts.problem else []
+    grid = token_grid(width, height, frames, pixels)
+    calibration = Calibration.load()
+    notes += [calibration.problem] if calibration.problem else []
+    card = current_card()
+    preview = outlook(
+        schedule,
+        video_words(width, height, frames),
+        grid,
+        int(steps),
+        float(shift),
+        notes=notes,
+        card=card,
+        calibration=calibration,
+        models=models,
+        head_dim=head_dim,
+        **tiles,
+    )
+    return preview, card

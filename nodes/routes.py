@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 
-logger = logging.getLogger(__name__)
+from .host import current_card
 
 PATH = "/fpsattention/calibration"
 
@@ -39,16 +38,3 @@ def answer() -> dict:
         "entries": calibration.entries,
         "problem": calibration.problem,
     }
-
-
-def current_card() -> str | None:
-    """Return the name of the device that the host computes on, as a calibration knows it; None without one."""
-    from ..kernels.cards import card_name
-
-    try:
-        from comfy.model_management import get_torch_device
-
-        return card_name(get_torch_device())
-    except Exception as error:  # a driver that fails in any way must not cost the page its answer
-        logger.debug("FPSAttention cannot tell the card: %s", error)
-        return None

@@ -7,15 +7,17 @@ from typing import Any
 
 from ..kernels.grid import GridError, TokenGrid
 from ..kernels.outlook import PIXELS_PER_TOKEN, video_grid
-from ._api import io
 
 MAX_SIDE = 16384
 MAX_FRAMES = 16384
 MAX_STEPS = 1000
+MIN_SHIFT, MAX_SHIFT = 0.01, 1000.0
 
 
-def size_inputs(purpose: str) -> list[io.Input]:
+def size_inputs(purpose: str) -> list[Any]:
     """Return the inputs width, height and frames; ``purpose`` ends their tooltips."""
+    from ._api import io
+
     return [
         io.Int.Input(
             "width", default=832, min=16, max=MAX_SIDE, step=16, tooltip=f"Width of the video in pixels {purpose}."
@@ -67,3 +69,15 @@ def token_grid(width: Any, height: Any, frames: Any, pixels: int = PIXELS_PER_TO
 def video_words(width: int, height: int, frames: int) -> str:
     """Return the video's size in words."""
     return f"{int(width)} x {int(height)}, {int(frames)} frame{'s' if frames != 1 else ''}"
+
+
+def sampling_problem(steps: Any = None, shift: Any = None) -> str | None:
+    """Return the sentence for steps or a shift that cannot be, None for those that can or are not known yet."""
+    if steps is not None and (problem := whole_problem("steps", steps, MAX_STEPS)):
+        return problem
+    if shift is None:
+        return None
+    number = isinstance(shift, int | float) and not isinstance(shift, bool) and math.isfinite(shift)
+    if not number or not MIN_SHIFT <= shift <= MAX_SHIFT:
+        return f"shift is {shift!r}, it must be from {MIN_SHIFT:g} to {MAX_SHIFT:g}; Wan's usual ones are 3 to 8."
+    return None

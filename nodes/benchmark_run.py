@@ -1,0 +1,82 @@
+"""What the benchmark node does around the measurement: what is measured, the progress bar, and where times are kept."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from ..kernels.calibration import Calibration, CalibrationError, calibration_path
+from ..kernels.calibration_file import shown
+from ..kernels.measure import Measurement, Size
+from ..kernels.outlook import PIXELS_PER_TOKEN
+from .host import default_dtype, host_device, stop_if_canceled
+from .model_facts import ModelFacts
+from .video_size import token_grid, whole_problem
+
+logger = logging.getLogger(__name__)
+
+MAX_HEADS = 256
+MIN_SECONDS, MAX_SECONDS = 0.5, 600.0
+HEAD_DIM = 128
+
+
+class Ticker:
+    """Between two measurements: move the progress bar, and stop where the user canceled."""
+
+    PARTS = 100
+
+    def __init__(self, bar: Any) -> None:
+        self.bar, self.done = bar, 0
+
+    def __call__(self, share: float) -> None:
+        """Show ``share``; raises the host's own exception where the user canceled."""
+        stop_if_canceled()
+        now = max(self.done, min(self.PARTS, round(share * self.PARTS)))
+        self.bar.update(now - self.done)
+        self.done = now
+
+
+def effort_problem(heads: Any = None, seconds: Any = None) -> str | None:
+    """Return the sentence for heads or seconds that cannot be, None for those that can or are not known yet."""
+    if heads is not None and (problem := whole_problem("heads", heads, MAX_HEADS)):
+        return problem
+    if seconds is None:
+        return None
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool) and math.isfinite(seconds)
+    if not number or not MIN_SECONDS <= seconds <= MAX_SECONDS:
+        return f"seconds is {seconds!r}, it must be from {MIN_SECONDS:g} to {MAX_SECONDS:g}."
+    return None
+
+
+def wanted_size(
+    width: int, height: int, frames: int, heads: int, backend: str, seconds: float, facts: ModelFacts | None
+) -> Size:
+    """Return what is to be measured: the model's shape where there is one, else ``heads`` of dimension 128."""
+    pixels = PIXELS_PER_TOKEN if facts is None else facts.pixels
+    grid = token_grid(width, height, frames, pixels)
+    if facts is not None:
+        return Size(
+            grid, facts.heads, facts.head_dim, facts.dtype, facts.device, backend, seconds=seconds, **facts.tiles
+        )
+    device = host_device()
+    return Size(grid, heads, HEAD_DIM, default_dtype(device), device, backend, seconds=seconds)
+
+
+def keep(result: Measurement) -> str:
+    """Put the times into the calibration file; return the sentence that says where, or why not."""
+    entry = result.entry()
+    if entry is None:
+        return "Nothing was kept: no time of FPSAttention's was measured."
+    calibration = Calibration.load()
+    said = [calibration.problem] if calibration.problem else []
+    try:
+        calibration.put(entry)
+        calibration.save()
+    except CalibrationError as error:
+        sentence = str(error)
+        logger.warning("FPSAttention: %s", sentence)
+        return f"The times were not kept: {sentence}"
+    count = len(calibration.entries)
+    where = f"Kept in {shown(calibration_path())} ({count} measurement{'s' if count != 1 else ''})."
+    return " ".join([where, *(f"Note: {sentence}" for sentence in said)])
