@@ -11,6 +11,7 @@ from .check import FPSAttentionCheck
 from .host import MINIMUM_HOST, host_version
 from .load import FPSAttentionLoadWan
 from .preview import FPSAttentionPreview
+from .profile import FPSAttentionProfile
 from .report import FPSAttentionReport
 from .routes import register_routes
 from .schedule import FPSAttentionSchedule
@@ -43,4 +44,5 @@ class FPSAttentionExtension(ComfyExtension):
             FPSAttentionPreview,
             FPSAttentionBenchmark,
             FPSAttentionCheck,
+            FPSAttentionProfile,
         ]

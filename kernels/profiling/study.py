@@ -23,6 +23,8 @@ from .windows import Level
 
 # A schedule with more phases must be predicted, and measured, this much better than one with fewer; less is noise.
 MARGIN = 0.3
+# A uniform schedule whose work is below this share of the proposal's is no equal of it.
+NEAR = 0.95
 # A target PSNR counts as met from here on, and is tried for this many times.
 MET, ATTEMPTS = 0.2, 3
 
@@ -172,7 +174,21 @@ def _toward_density(study: Study, run: Runner | None) -> None:
                 "one, so the uniform one is proposed."
             )
         return
-    _settle(study, run, _candidate(study, "proposed", best))
+    candidate = _candidate(study, "proposed", best)
+    if run is not None and study.uniform.work < NEAR * candidate.work:
+        _compare_above(study, run, candidate.work)
+    _settle(study, run, candidate)
+
+
+def _compare_above(study: Study, run: Runner, work: float) -> None:
+    """Run the next uniform schedule above ``work`` too: where windows come in large steps, the one below is far off."""
+    above = next(i for i, level in enumerate(study.levels) if level.density >= work - 1e-9)
+    if study.levels[above].is_dense:
+        return
+    levels = (above,) * len(study.segments)
+    error = study.prediction.error(levels)
+    choice = choose.Choice(levels, study.levels[above].density, study.prediction.limit(error))
+    study.tried.append(_run(study, run, _candidate(study, "uniform above", choice)))
 
 
 def _toward_psnr(study: Study, run: Runner | None) -> None:

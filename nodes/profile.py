@@ -1,0 +1,247 @@
+"""The node *FPSAttention Profile*: measures where a model needs its attention, and proposes a schedule from that."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..kernels.grid import TokenGrid
+from ..kernels.profiling.cost import FLOAT32, Effort, plan_effort
+from ..kernels.profiling.errors import ProfileError
+from ..kernels.profiling.rows import RowPlan, plan_rows
+from ..kernels.profiling.study import ATTEMPTS, Goal, Study, check_goal, estimate, measure, probing_level, propose
+from ..kernels.profiling.trajectory import Segment, cut
+from ..kernels.profiling.windows import ladder, other_shapes
+from ._api import CATEGORY, FpsSchedule, io, show_text, ui
+from .model_facts import compute_dtype
+from .profile_image import profile_image
+from .profile_inputs import AIMS, EFFORTS, problem, profile_inputs
+from .profile_meter import Meter
+from .profile_model import model_shape, without_patch
+from .profile_probe import Probe
+from .profile_sampling import Job, Sampling
+from .profile_text import Facts, headline, profile_text
+
+# Sensitivities are measured for this many stretches of the run, more if more phases are asked for.
+SEGMENTS = 6
+
+
+class FPSAttentionProfile(io.ComfyNode):
+    """MODEL and what a KSampler takes in; schedule, report and picture out."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Return the node's inputs and outputs."""
+        return io.Schema(
+            node_id="FPSAttentionProfile",
+            display_name="FPSAttention Profile",
+            category=CATEGORY,
+            description=(
+                "Finds out at which noise levels this model needs its attention, and proposes a schedule. It samples "
+                "your prompt once dense, looks at the attention of some rows in every step, then samples again with "
+                "only a part of the steps sparse, and compares the final latents on the same seed. With the effort "
+                "'runs' that takes about as long as seven videos; the log says how long at the start. Do it once per "
+                "model and keep the schedule text."
+            ),
+            search_aliases=["find schedule", "attention sensitivity", "calibrate sparse attention", "auto schedule"],
+            is_output_node=True,
+            inputs=profile_inputs(),
+            outputs=[
+                FpsSchedule.Output(
+                    "schedule", display_name="schedule", tooltip="The proposed schedule, for FPSAttention (Wan)."
+                ),
+                io.String.Output(
+                    "text", display_name="text", tooltip="The same schedule as text, to keep in FPSAttention Schedule."
+                ),
+                io.String.Output(
+                    "report", display_name="report", tooltip="Everything that was measured, as tables of text."
+                ),
+                io.Image.Output(
+                    "image",
+                    display_name="IMAGE",
+                    tooltip="Sensitivity of each part of the run, errors per step and layer, windows, granularities.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls, steps: Any = None, density: Any = None, psnr: Any = None, phases: Any = None, cfg: Any = None
+    ) -> bool | str:
+        """Return True, or the sentence that says what is wrong; linked values are checked when they arrive."""
+        return problem(steps, density, psnr, phases, cfg) or True
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent_image: dict,
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        effort: str = EFFORTS[-1],
+        aim: str = AIMS[0],
+        density: float = 0.30,
+        psnr: float = 25.0,
+        phases: int = 3,
+    ) -> io.NodeOutput:
+        """Return schedule, text, report and picture; raises ProfileError with one sentence, and leaves ``model`` as it
+        was whatever happens."""
+        if sentence := problem(steps, density, psnr, phases, cfg):
+            raise ProfileError(sentence)
+        node_id = cls.hidden.unique_id if cls.hidden is not None else None
+        job = Job(positive, negative, latent_image, seed, int(steps), float(cfg), sampler_name, scheduler)
+        goal = Goal(aim, float(density), float(psnr), int(phases))
+        study, facts = run_profile(model, job, goal, effort == "runs", node_id)
+        schedule = study.proposal.schedule
+        report, image = profile_text(study, facts), profile_image(study, facts)
+        show_text(node_id, headline(study))
+        shown = ui.PreviewImage(image, cls=cls).as_dict() | ui.PreviewText(report).as_dict()
+        return io.NodeOutput(schedule, schedule.format(), report, image, ui=shown)
+
+
+@dataclass
+class _Setting:
+    """What the first model call decides: everything that depends on the token grid."""
+
+    segments: list[Segment]
+    levels: list
+    probing: int
+    grid: TokenGrid
+
+
+def run_profile(model: Any, job: Job, goal: Goal, runs: bool, node_id: str | None) -> tuple[Study, Facts]:
+    """Return the study of ``model`` and the facts for its report; raises ProfileError with one sentence.
+
+    Out of memory becomes such a sentence as well; the host's memory is freed before.
+    """
+    try:
+        return _profile(model, job, goal, runs, node_id)
+    except Exception as error:
+        if not _out_of_memory(error):
+            raise
+        _free_memory()
+    # Outside of the handler, whose traceback would keep the memory.
+    raise ProfileError(
+        "the GPU ran out of memory while profiling; profile a smaller or shorter video, which has the same phases, or "
+        "close what else uses the GPU."
+    )
+
+
+def _profile(model: Any, job: Job, goal: Goal, runs: bool, node_id: str | None) -> tuple[Study, Facts]:
+    base, patched, header = without_patch(model)
+    _check_latent(base, job.latent)
+    tiles = {} if header is None else {"slots": header.slots, "tile": header.tile}
+    shape = model_shape(base)
+    meter = Meter(base, job.steps, node_id)
+    sampling = Sampling(base, job, header, meter)
+    segments = cut(sampling.step_sigmas, max(SEGMENTS, goal.phases))
+    slowdown = 1.0 if compute_dtype(base) == torch.float32 else FLOAT32
+    found: dict[str, _Setting] = {}
+
+    def prepare(grid: TokenGrid) -> tuple[RowPlan, Effort]:
+        levels = ladder(grid, target=goal.density if goal.aim == "density" else None, **tiles)
+        check_goal(goal, levels, runs)
+        probing = probing_level(levels, goal)
+        found["setting"] = _Setting(segments, levels, probing, grid)
+        # The first step of every segment is compared anyway when runs are made.
+        free = {segment.first for segment in segments} if runs else set()
+        others = tuple(i for i in range(len(sampling.step_sigmas)) if i not in free)
+        density = levels[probing].density
+        effort = plan_effort(
+            shape, grid.tokens, len(sampling.step_sigmas), density, candidates=others, slowdown=slowdown
+        )
+        _expect(meter, segments, effort, runs, goal, sampling)
+        windows = [*levels[:-1], *other_shapes(grid, density, **tiles)]
+        return plan_rows(grid, windows, seed=job.seed, **tiles), effort
+
+    probe = Probe(prepare)
+    meter.other = lambda: probe.seconds
+    sampling.dense(probe)
+    setting, table, effort = found["setting"], probe.finish(), probe.effort
+    study = Study(setting.segments, setting.levels, setting.probing, sampling.peak, table, goal)
+    level = setting.levels[setting.probing]
+    for step in effort.one_step:
+        if (loss := sampling.one_step(step, level)) is not None:
+            study.one_step[step] = loss
+    if runs:
+        measure(study, sampling.run)
+        propose(study, sampling.run)
+    else:
+        sizes = [a - b for a, b in zip(sampling.sigmas, sampling.sigmas[1:])]
+        estimate(study, sizes)
+        propose(study, None)
+    meter.finish()
+    study.notes += sampling.notes
+    facts = Facts(
+        grid=setting.grid,
+        job=job,
+        sigmas=sampling.step_sigmas,
+        shape=shape,
+        effort=effort,
+        probe_seconds=probe.seconds,
+        step_seconds=meter.seconds,
+        was_patched=patched,
+        model_steps=meter.done,
+    )
+    sampling.forget()
+    return study, facts
+
+
+def _expect(meter: Meter, segments: list[Segment], effort: Effort, runs: bool, goal: Goal, sampling: Sampling) -> None:
+    """Tell the meter, and the log, what is going to run."""
+    steps = sum(segment.steps for segment in segments)
+    last = steps if sampling.replays else 0
+    alone = sum(steps - segment.first for segment in segments) if last else len(segments) * steps
+    tries = ATTEMPTS + 1 if goal.aim == "psnr" else 2
+    total = steps + len(effort.one_step) + ((alone + steps * (1 + tries)) if runs else 0)
+    planned = steps * (1 + effort.rows / max(steps, 1)) + effort.loss * len(effort.one_step)
+    sentence = f"{steps} dense steps with row probes (at most {effort.total:.2g} dense steps more)"
+    if runs:
+        sparse = steps * (1 + tries) + sum(segment.steps for segment in segments)
+        planned += alone - steps + sparse * effort.loss
+        sentence += (
+            f", then {len(segments)} runs with a part of the steps sparse, one with all, and up to {tries} to check "
+            f"the proposal: about the time of {planned / steps:.1f} dense runs in all"
+        )
+    meter.expect(total, planned, sentence + ".")
+
+
+def _check_latent(base: Any, latent: dict) -> None:
+    samples = latent.get("samples") if isinstance(latent, dict) else None
+    if getattr(samples, "is_nested", False) or not isinstance(samples, torch.Tensor):
+        raise ProfileError("latent_image is no single video latent; connect one from an empty latent video node.")
+    if samples.ndim not in (4, 5):
+        raise ProfileError(
+            f"latent_image has {samples.ndim} dimensions, a video latent has 5; connect one from an empty latent video "
+            "node."
+        )
+    wanted = base.get_model_object("latent_format").latent_channels
+    if samples.shape[1] != wanted and bool(samples.count_nonzero()):
+        raise ProfileError(
+            f"latent_image has {samples.shape[1]} channels, this model's latents have {wanted}; connect a latent that "
+            "was made for this model."
+        )
+    if math.prod(samples.shape) == 0:
+        raise ProfileError("latent_image is empty; connect one with at least one frame.")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error).lower()
+
+
+def _free_memory() -> None:
+    try:
+        from comfy.model_management import soft_empty_cache, unload_all_models
+    except ImportError:
+        return
+    unload_all_models()
+    soft_empty_cache()

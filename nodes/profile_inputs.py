@@ -1,0 +1,134 @@
+"""The inputs of *FPSAttention Profile*, and the sentence for values that cannot be."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ._api import io
+
+EFFORTS = ("rows", "runs")
+AIMS = ("density", "psnr")
+MAX_STEPS, MAX_PHASES = 1000, 8
+
+
+def profile_inputs() -> list[io.Input]:
+    """Return the inputs: links, what a KSampler has, then what is asked of the profile."""
+    return [
+        io.Model.Input(
+            "model",
+            tooltip=(
+                "The Wan model as the sampler would get it, with LoRAs and shift. A patch by FPSAttention (Wan) on it "
+                "is left aside; the model that comes in is not changed."
+            ),
+        ),
+        io.Conditioning.Input("positive", tooltip="A prompt that is typical of what you make."),
+        io.Conditioning.Input("negative", tooltip="The negative prompt; not used with cfg 1."),
+        io.Latent.Input(
+            "latent_image",
+            tooltip=(
+                "An empty latent video, or the latent of an image-to-video node. Its size is what the schedule is "
+                "measured for; a smaller video is faster and mostly has the same phases."
+            ),
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            # Another seed would measure everything again with the next queued prompt.
+            control_after_generate=getattr(getattr(io, "ControlAfterGenerate", None), "fixed", True),
+            tooltip="Seed of the noise, the same in every run, and of the sampled rows. One seed is one sample.",
+        ),
+        io.Int.Input(
+            "steps", default=20, min=1, max=MAX_STEPS, tooltip="Sampling steps of every run, as you will sample later."
+        ),
+        io.Float.Input(
+            "cfg", default=6.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance, as in KSampler."
+        ),
+        io.Combo.Input(
+            "sampler_name",
+            options=_names("SAMPLERS", ["euler", "uni_pc"]),
+            tooltip="The sampler that you will use. Stochastic ones get the same random numbers in every run.",
+        ),
+        io.Combo.Input(
+            "scheduler",
+            options=_names("SCHEDULERS", ["simple"]),
+            tooltip="The scheduler that you will use. The proposed schedule is written in noise levels, not in steps.",
+        ),
+        io.Combo.Input(
+            "effort",
+            options=list(EFFORTS),
+            default=EFFORTS[-1],
+            tooltip=(
+                "rows: one dense run with probes, at most three dense steps more; the proposal is an estimate from "
+                "attention errors, which can be wrong. runs: also compares final latents, at the price of about seven "
+                "runs; the proposal is measured."
+            ),
+        ),
+        io.Combo.Input(
+            "aim",
+            options=list(AIMS),
+            default=AIMS[0],
+            tooltip=(
+                "density: the best quality for the attention work below. psnr: the least work that keeps the final "
+                "latent as close to the dense one as below; needs the effort runs."
+            ),
+        ),
+        io.Float.Input(
+            "density",
+            default=0.30,
+            min=0.01,
+            max=1.0,
+            step=0.01,
+            tooltip=(
+                "Attention work as a share of dense, averaged over all steps; lower is faster and changes the video "
+                "more. Used with the aim density."
+            ),
+        ),
+        io.Float.Input(
+            "psnr",
+            default=25.0,
+            min=1.0,
+            max=100.0,
+            step=0.5,
+            tooltip=(
+                "PSNR in dB of the final latent against the dense one, peak = range of the dense latent; higher is "
+                "closer. It is not the PSNR of the decoded video. Used with the aim psnr."
+            ),
+        ),
+        io.Int.Input(
+            "phases",
+            default=3,
+            min=1,
+            max=MAX_PHASES,
+            tooltip="The schedule has at most this many phases; fewer where more are not worth it.",
+        ),
+    ]
+
+
+def problem(steps: Any, density: Any, psnr: Any, phases: Any, cfg: Any) -> str | None:
+    """Return the sentence for the first value that cannot be, or None; a value that is None is not known yet."""
+    for name, value, least, most, whole in (
+        ("steps", steps, 1, MAX_STEPS, True),
+        ("density", density, 0.0, 1.0, False),
+        ("psnr", psnr, 0.0, 300.0, False),
+        ("phases", phases, 1, MAX_PHASES, True),
+        ("cfg", cfg, 0.0, 1000.0, False),
+    ):
+        if value is None:
+            continue
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or not least <= value <= most or (whole and value != int(value)):
+            kind = "a whole number" if whole else "a number"
+            return f"{name} is {value!r}; write {kind} from {least:g} to {most:g}."
+    return None
+
+
+def _names(attribute: str, fallback: list[str]) -> list[str]:
+    """The host's samplers or schedulers."""
+    try:
+        from comfy.samplers import KSampler
+    except ImportError:
+        return fallback
+    return list(getattr(KSampler, attribute, fallback))
