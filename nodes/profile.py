@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -143,7 +145,7 @@ def _profile(model: Any, job: Job, goal: Goal, runs: bool, node_id: str | None) 
     shape = model_shape(base)
     meter = Meter(base, job.steps, node_id)
     sampling = Sampling(base, job, header, meter)
-    segments = cut(sampling.step_sigmas, max(SEGMENTS, goal.phases))
+    sigmas = sampling.step_sigmas
     slowdown = 1.0 if compute_dtype(base) == torch.float32 else FLOAT32
     found: dict[str, _Setting] = {}
 
@@ -151,14 +153,15 @@ def _profile(model: Any, job: Job, goal: Goal, runs: bool, node_id: str | None) 
         levels = ladder(grid, target=goal.density if goal.aim == "density" else None, **tiles)
         check_goal(goal, levels, runs)
         probing = probing_level(levels, goal)
-        found["setting"] = _Setting(segments, levels, probing, grid)
-        # The first step of every segment is compared anyway when runs are made.
-        free = {segment.first for segment in segments} if runs else set()
-        others = tuple(i for i in range(len(sampling.step_sigmas)) if i not in free)
         density = levels[probing].density
-        effort = plan_effort(
-            shape, grid.tokens, len(sampling.step_sigmas), density, candidates=others, slowdown=slowdown
-        )
+
+        def effort_with(candidates: Sequence[int]) -> Effort:
+            return plan_effort(
+                shape, grid.tokens, len(sigmas), density, candidates=tuple(candidates), slowdown=slowdown
+            )
+
+        segments, effort = _parts(sigmas, goal, runs, effort_with)
+        found["setting"] = _Setting(segments, levels, probing, grid)
         _expect(meter, segments, effort, runs, goal, sampling)
         windows = [*levels[:-1], *other_shapes(grid, density, **tiles)]
         return plan_rows(grid, windows, seed=job.seed, **tiles), effort
@@ -176,15 +179,14 @@ def _profile(model: Any, job: Job, goal: Goal, runs: bool, node_id: str | None) 
         measure(study, sampling.run)
         propose(study, sampling.run)
     else:
-        sizes = [a - b for a, b in zip(sampling.sigmas, sampling.sigmas[1:])]
-        estimate(study, sizes)
+        estimate(study, [a - b for a, b in pairwise(sampling.sigmas)])
         propose(study, None)
     meter.finish()
     study.notes += sampling.notes
     facts = Facts(
         grid=setting.grid,
         job=job,
-        sigmas=sampling.step_sigmas,
+        sigmas=sigmas,
         shape=shape,
         effort=effort,
         probe_seconds=probe.seconds,
@@ -194,6 +196,27 @@ def _profile(model: Any, job: Job, goal: Goal, runs: bool, node_id: str | None) 
     )
     sampling.forget()
     return study, facts
+
+
+def _parts(
+    sigmas: list[float], goal: Goal, runs: bool, effort_with: Callable[[Sequence[int]], Effort]
+) -> tuple[list[Segment], Effort]:
+    """Return the segments and what is probed in them.
+
+    With runs, the first step of every segment is compared anyway, and one-step losses go to other steps. Without, as
+    many segments are made as one-step losses fit, and each gets one in its middle; all steps get one if they fit.
+    """
+    count = max(SEGMENTS, goal.phases)
+    if runs:
+        segments = cut(sigmas, count)
+        free = {segment.first for segment in segments}
+        return segments, effort_with([i for i in range(len(sigmas)) if i not in free])
+    effort = effort_with(range(len(sigmas)))
+    fitting = len(effort.one_step)
+    segments = cut(sigmas, min(count, fitting) if fitting >= min(goal.phases, len(sigmas)) else count)
+    if fitting < len(sigmas):
+        effort = effort_with([(segment.first + segment.last) // 2 for segment in segments])
+    return segments, effort
 
 
 def _expect(meter: Meter, segments: list[Segment], effort: Effort, runs: bool, goal: Goal, sampling: Sampling) -> None:

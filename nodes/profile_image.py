@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import ImageDraw
 
-from ..kernels.profiling.study import Study
+from ..kernels.profiling.study import Study, segment_loss
 from . import drawing as pen
 from .profile_plots import Axis, curves, heat_map, log_ticks, number
 from .profile_text import Facts, headline
@@ -174,7 +174,7 @@ def _losses(draw: ImageDraw.ImageDraw, study: Study, left: int, top: int) -> Non
     singles = study.singles or [part[study.probing] for part in study.prediction.parts]
     final = [math.sqrt(single / segment.steps) for single, segment in zip(singles, segments)]
     rows = [math.sqrt(study.table.curve(segment, [level])[0]) for segment in segments]
-    loss = [_loss(study, segment) for segment in segments]
+    loss = [segment_loss(study, segment) for segment in segments]
     groups = [("attention rows", pen.COLORS[0], rows), ("one-step loss", pen.COLORS[1], loss)]
     if study.measured:
         groups.append(("final latent", pen.COLORS[4], final))
@@ -194,11 +194,6 @@ def _losses(draw: ImageDraw.ImageDraw, study: Study, left: int, top: int) -> Non
         middle = left + (i + 0.5) * slot
         draw.text((middle, base + 5), segment.name, font=pen.font(13), fill=pen.INK, anchor="ma")
     _legend(draw, left, top + _PLOT + 58, [(color, name) for name, color, _ in groups], room=_HALF)
-
-
-def _loss(study: Study, segment) -> float | None:
-    known = [study.one_step[i] for i in range(segment.first, segment.last + 1) if i in study.one_step]
-    return sum(known) / len(known) if known else None
 
 
 def _shade(index: int, count: int) -> tuple[int, int, int]:

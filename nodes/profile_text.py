@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..kernels.grid import TokenGrid
 from ..kernels.profiling.cost import Effort, ModelShape
 from ..kernels.profiling.ranking import agreement, rank_correlation
-from ..kernels.profiling.study import Candidate, Study
+from ..kernels.profiling.study import Candidate, Study, segment_loss
 from ..kernels.profiling.table import decibels
 from .profile_meter import spoken
 from .profile_sampling import Job
@@ -127,19 +127,20 @@ def _segments(study: Study) -> str:
                 _db(study.psnr(singles[i])) if study.measured else "-",
                 f"{singles[i] / total:.1%}",
                 f"{singles[i] / total / segment.steps:.1%}",
-                _percent(study.one_step.get(segment.first)),
+                _percent(segment_loss(study, segment)),
                 f"{errors[i]:.1%}",
                 f"{study.levels[study.proposal.levels[i]].density:.2f}",
             )
         )
     text = "Parts of the run, each alone sparse: harm is its share of the squared error"
-    text += " of the final latent\n" if study.measured else " (estimated: row errors times step sizes)\n"
+    text += " of the final latent\n" if study.measured else " (estimated: losses of single steps times step sizes)\n"
     text += table(rows)
     if study.measured:
         harm = [single / segment.steps for single, segment in zip(singles, study.segments)]
         text += f"Beside the final latent, row error {_ranking(harm, errors)}; "
-        known = [i for i, segment in enumerate(study.segments) if segment.first in study.one_step]
-        losses = [study.one_step[study.segments[i].first] for i in known]
+        losses = [segment_loss(study, segment) for segment in study.segments]
+        known = [i for i, loss in enumerate(losses) if loss is not None]
+        losses = [losses[i] for i in known]
         text += f"one-step loss {_ranking([harm[i] for i in known], losses)}.\n"
     return text
 

@@ -140,13 +140,27 @@ def measure(study: Study, run: Runner) -> None:
 
 
 def estimate(study: Study, step_sizes: Sequence[float]) -> None:
-    """Fill in the stand-in of effort 'rows': squared row errors weighted by squared step sizes in sigma."""
+    """Fill in the stand-in of effort 'rows': what a step loses, squared, times its squared size in sigma.
+
+    What it loses is the one-step loss where every segment has one, else the row error, which cannot tell how much a
+    step makes of its attention.
+    """
     curves = [study.table.curve(segment, study.levels) for segment in study.segments]
+    losses = [segment_loss(study, segment) for segment in study.segments]
+    if None in losses:
+        losses = [math.sqrt(curve[study.probing]) for curve in curves]
+        study.notes.append("one-step losses are missing in some parts, so the estimate stands on attention rows alone.")
     singles = [
-        sum(step_sizes[i] ** 2 for i in range(segment.first, segment.last + 1)) * curve[study.probing]
-        for segment, curve in zip(study.segments, curves)
+        sum(step_sizes[i] ** 2 for i in range(segment.first, segment.last + 1)) * loss**2
+        for segment, loss in zip(study.segments, losses)
     ]
     study.prediction = predict.make_prediction(singles, None, curves, study.probing)
+
+
+def segment_loss(study: Study, segment: Segment) -> float | None:
+    """Return the root mean square of the one-step losses that were measured in ``segment``, or None."""
+    known = [study.one_step[i] for i in range(segment.first, segment.last + 1) if i in study.one_step]
+    return math.sqrt(sum(loss**2 for loss in known) / len(known)) if known else None
 
 
 def propose(study: Study, run: Runner | None) -> None:
