@@ -1,0 +1,58 @@
+// Elements in one call.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+function filled(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else element.setAttribute(name, value === true ? "" : String(value));
+  }
+  element.append(...children.filter((child) => child !== null));
+  return element;
+}
+
+/** An HTML element; attributes that start with "on" are listeners, null and false are left out.
+ * @param {string} tag @param {Record<string, unknown>} [attributes] @param {...(Node | string | null)} children
+ * @returns {HTMLElement} */
+export const html = (tag, attributes = {}, ...children) => filled(document.createElement(tag), attributes, children);
+
+/** An SVG element.
+ * @param {string} tag @param {Record<string, unknown>} [attributes] @param {...(Node | string | null)} children
+ * @returns {SVGElement} */
+export const svg = (tag, attributes = {}, ...children) =>
+  filled(document.createElementNS(SVG, tag), attributes, children);
+
+/** Set a text only where it differs, so that nothing is announced twice.
+ * @param {Element} element @param {string} text */
+export function setText(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+/** A number that is unique in this page.
+ * @returns {number} */
+export const uid = (() => {
+  let last = 0;
+  return () => ++last;
+})();
+
+/** Follow a pressed pointer until it is let go: `move(event)` while it moves, `end(event)` once, also when the pointer
+ * is taken away. Capture keeps the events coming outside the element.
+ * @param {PointerEvent} start @param {(event: PointerEvent) => void} move @param {() => void} end */
+export function follow(start, move, end) {
+  const target = /** @type {Element} */ (start.currentTarget);
+  const controller = new AbortController();
+  const options = { signal: controller.signal };
+  const stop = () => {
+    if (controller.signal.aborted) return;
+    controller.abort();
+    end();
+  };
+  target.setPointerCapture?.(start.pointerId);
+  target.addEventListener("pointermove", move, options);
+  for (const name of ["pointerup", "pointercancel", "lostpointercapture"]) target.addEventListener(name, stop, options);
+}
+
+/** A percentage with as many digits as matter.
+ * @param {number} share @returns {string} */
+export const percent = (share) => `${share < 0.0995 && share > 0 ? (share * 100).toFixed(1) : Math.round(share * 100)} %`;

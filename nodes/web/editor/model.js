@@ -1,0 +1,104 @@
+// What the editor shows, worked out from the text and the view; no page is needed here.
+
+import { runSeconds } from "../core/calibration.js";
+import { GridError, SLOTS, chooseTiling, tokensOf } from "../core/grid.js";
+import { attentionWork, phaseDensity, samplerSigmas, stepOutlooks, videoGrid } from "../core/outlook.js";
+import { rowsOf } from "../core/rows.js";
+import { ScheduleError, parse } from "../core/schedule.js";
+
+/** What the picture is drawn for; saved with the workflow, never sent.
+ * @typedef {{width: number, height: number, frames: number, steps: number, shift: number, side: number,
+ *   heads: number, layers: number}} View */
+
+/** The bounds of every field of a view: whole numbers, except for the shift.
+ * @type {Record<keyof View, {least: number, most: number, whole: boolean, value: number}>} */
+export const FIELDS = {
+  width: { least: 16, most: 16384, whole: true, value: 832 },
+  height: { least: 16, most: 16384, whole: true, value: 480 },
+  frames: { least: 1, most: 4001, whole: true, value: 81 },
+  steps: { least: 1, most: 200, whole: true, value: 20 },
+  shift: { least: 0.01, most: 100, whole: false, value: 8 },
+  side: { least: 16, most: 32, whole: true, value: 16 },
+  heads: { least: 1, most: 256, whole: true, value: 12 },
+  layers: { least: 1, most: 256, whole: true, value: 30 },
+};
+
+/** Wan's sizes: side of a token in pixels, heads, layers. */
+export const MODELS = {
+  "Wan2.1 1.3B": { side: 16, heads: 12, layers: 30 },
+  "Wan 14B": { side: 16, heads: 40, layers: 40 },
+  "Wan2.2 5B": { side: 32, heads: 24, layers: 30 },
+};
+
+/** A field's value, or null if it is none.
+ * @param {keyof View} name @param {unknown} value @returns {number | null} */
+export function fieldValue(name, value) {
+  const { least, most, whole } = FIELDS[name];
+  const text = String(value).trim();
+  const number = /^[0-9]*[.,]?[0-9]+$/.test(text) ? Number(text.replace(",", ".")) : NaN;
+  if (!(number >= least && number <= most) || (whole && !Number.isInteger(number))) return null;
+  return name === "side" && number !== 16 && number !== 32 ? null : number;
+}
+
+/** A whole view from whatever a workflow holds; what makes no sense is the default.
+ * @param {unknown} saved @returns {View} */
+export function viewOf(saved) {
+  const given = saved !== null && typeof saved === "object" ? saved : {};
+  return Object.fromEntries(
+    Object.keys(FIELDS).map((name) => [name, fieldValue(name, given[name]) ?? FIELDS[name].value]));
+}
+
+/** Name of the model that a view's numbers belong to, or null.
+ * @param {View} view @returns {string | null} */
+export function modelName(view) {
+  const found = Object.entries(MODELS).find(([, sizes]) =>
+    Object.entries(sizes).every(([name, value]) => view[name] === value));
+  return found ? found[0] : null;
+}
+
+/** @typedef {{rows: import("../core/rows.js").Row[], error: string | null}} Reading */
+
+/** The phases of a text, or the sentence that says why it has none.
+ * @param {string} text @returns {Reading} */
+export function reading(text) {
+  try {
+    return { rows: rowsOf(text, parse(text)), error: null };
+  } catch (error) {
+    if (error instanceof ScheduleError) return { rows: [], error: error.message };
+    throw error;
+  }
+}
+
+/** Everything that follows from phases and a view; `problem` is the sentence for a video that cannot be planned.
+ * @param {import("../core/rows.js").Row[]} rows @param {View} view
+ * @param {{card: string | null, entries: import("../core/calibration.js").Entry[]}} measured */
+export function outlook(rows, view, measured) {
+  let grid;
+  try {
+    grid = videoGrid(view.width, view.height, view.frames, view.side);
+  } catch (error) {
+    if (error instanceof GridError) return { problem: error.message };
+    throw error;
+  }
+  const steps = stepOutlooks(rows, grid, samplerSigmas(view.steps, view.shift).slice(0, -1));
+  const tokens = tokensOf(grid);
+  return {
+    problem: null,
+    grid,
+    tokens,
+    tiling: chooseTiling(grid, SLOTS),
+    steps,
+    densities: rows.map((row) => phaseDensity(row, grid)),
+    work: attentionWork(steps),
+    seconds: runSeconds(measured.entries, measured.card, rows, steps,
+      { tokens, heads: view.heads, layers: view.layers }),
+  };
+}
+
+/** Seconds as a person would write them.
+ * @param {number} seconds @returns {string} */
+export function shortTime(seconds) {
+  if (seconds >= 600) return `${Math.round(seconds / 60)} min`;
+  if (seconds >= 100) return `${Math.round(seconds)} s`;
+  return seconds >= 1 ? `${seconds.toFixed(1)} s` : `${Math.round(seconds * 1000)} ms`;
+}

@@ -1,0 +1,253 @@
+// The schedule editor in any container. The text is the only truth: the editor reads it, and writes it whole.
+
+import { MAX_PHASES, PRESETS } from "../core/known.js";
+import { formatRows, moved, removed, roomOf, split, withRow } from "../core/rows.js";
+import { ScheduleError, parse } from "../core/schedule.js";
+import { html, setText } from "./dom.js";
+import { viewFields } from "./fields.js";
+import { outlook, reading, shortTime, viewOf } from "./model.js";
+import { stepPlot } from "./plot.js";
+import { words } from "./strings.js";
+import { addStyle } from "./style.js";
+import { changeOf, phaseTable } from "./table.js";
+import { tilePicture } from "./tiles.js";
+
+/** What the editor needs of whoever holds the text.
+ * @typedef {object} Host
+ * @property {() => {text: string, preset: string | null, linked: "text" | "preset" | null, source: string | null}} read
+ *   the text, the preset that is used in its place (or null), what a link decides, and the name of where it comes from
+ * @property {(text: string, final: boolean) => void} write `final` is false while something is being dragged
+ * @property {() => unknown} readView  @property {(view: object) => void} writeView
+ * @property {() => {card: string | null, entries: object[]}} measured
+ * @property {string} locale */
+
+/** Show the editor in `container`.
+ * @param {HTMLElement} container @param {Host} host
+ * @returns {{update: () => void, destroy: () => void, setTheme: (light: boolean) => void, focus: (place: string) => void,
+ *   element: HTMLElement}} */
+export function mount(container, host) {
+  addStyle();
+  const say = words(host.locale);
+  let focus = -1;
+  let seen = "";
+  /** @type {any} */
+  let state = { rows: [], focus: 0, readOnly: true };
+
+  const table = phaseTable({ change, move, remove, focus: setFocus }, say);
+  const plot = stepPlot({ dragEnd, focus: setFocus }, say);
+  const tiles = tilePicture(say);
+  const fields = viewFields((more) => {
+    host.writeView({ ...viewOf(host.readView()), ...more });
+    update();
+  }, say);
+
+  const chips = Object.keys(PRESETS).map((name) => html("button", { type: "button", class: "fps-chip",
+    "data-preset": name, title: say("startTip", { preset: name }), onclick: () => startFrom(name) },
+  name));
+  const note = html("p", { class: "fps-note", hidden: true });
+  const error = html("div", { class: "fps-error", role: "alert", hidden: true });
+  const work = html("span", { class: "fps-work" });
+  const workOf = html("span", { class: "fps-soft" });
+  const stepsLine = html("span", { class: "fps-soft fps-right" });
+  const seconds = html("p", { class: "fps-seconds" });
+  const summary = html("div", { class: "fps-summary", "aria-live": "polite" }, work, workOf, stepsLine, seconds);
+  const legend = html("span", { class: "fps-legend", "aria-hidden": "true" });
+  const tilesTitle = html("span");
+  const tilesPanel = html("section", { class: "fps-panel" }, html("h4", {}, tilesTitle), tiles.element);
+  const panels = html("div", { class: "fps-panels" },
+    html("section", { class: "fps-panel" }, html("h4", {}, html("span", {}, say("plotTitle")), legend), plot.element),
+    tilesPanel);
+  const said = html("span", { class: "fps-unseen", role: "status" });
+  const add = html("button", { type: "button", class: "fps-add", title: say("addTip"), onclick: addPhase },
+    `+ ${say("add")}`);
+  const hint = html("span", { class: "fps-hint" }, say("hint"));
+  const phases = html("div", { class: "fps-scroll" }, table.element, html("div", { class: "fps-under" }, add, hint));
+  const body = html("div", { class: "fps-body" },
+    html("div", { class: "fps-presets", role: "group", "aria-label": say("startFrom") },
+      html("span", { "aria-hidden": "true" }, say("startFrom")), ...chips),
+    note, error, summary, panels, phases, fields.element, said);
+  const element = html("div", { class: "fps-editor", role: "group", "aria-label": say("editor") }, body);
+  container.append(element);
+
+  function startFrom(name) {
+    host.write(PRESETS[name], true);
+    update();
+  }
+
+  /** Write rows as text; the sentence that says why not, without its place, if Python would refuse them. */
+  function write(rows, final = true) {
+    const text = formatRows(rows);
+    try {
+      parse(text);
+    } catch (problem) {
+      if (problem instanceof ScheduleError) return problem.message.replace(/^line \d+(, column \d+)?: /, "");
+      throw problem;
+    }
+    host.write(text, final);
+    update();
+    return null;
+  }
+
+  function change(index, column, value) {
+    const { rows } = state;
+    if (column !== "until") {
+      const row = { ...rows[index], ...changeOf(rows[index], column, value, say) };
+      return write(withRow(rows, index, row));
+    }
+    // The text decides what a number is, so the row is written as it was typed.
+    const lines = formatRows(rows.map((row) => ({ ...row, above: [], beside: "", below: [] }))).split("\n");
+    lines[index + 2] = lines[index + 2].replace(/\S+/, () => value.trim() || "?");
+    const { rows: read, error: sentence } = reading(lines.join("\n"));
+    if (sentence) return sentence.replace(/^line \d+(, column \d+)?: /, "");
+    return write(withRow(rows, index, { until: read[index].until }));
+  }
+
+  function move(from, to, final) {
+    const { rows } = state;
+    if (state.readOnly || to < 0 || to >= rows.length) return;
+    const column = element.ownerDocument.activeElement?.dataset?.column;
+    focus = to;
+    if (from !== to || final) write(moved(rows, from, to), final);
+    if (!final || from === to) return;
+    table.focus(to, column ?? "grip");
+    setText(said, say("moved", { from: from + 1, to: to + 1 }));
+  }
+
+  function remove(index) {
+    if (state.rows.length < 2) return;
+    write(removed(state.rows, index));
+    setFocus(Math.min(index, state.rows.length - 1));
+    table.focus(state.focus, "remove");
+    setText(said, say("removed", { phase: index + 1 }));
+  }
+
+  function addPhase() {
+    if (state.readOnly || !state.rows.length) return;
+    const { rows } = state;
+    const phase = state.focus + 1;
+    const more = split(rows, state.focus, state.view.shift);
+    if (more === rows) {
+      setText(said, rows.length >= MAX_PHASES ? say("full", { most: MAX_PHASES }) : say("noRoom", { phase }));
+      setText(hint, said.textContent);
+      return;
+    }
+    write(more);
+    table.focus(state.focus, "until");
+    setText(said, say("added", { phase }));
+  }
+
+  /** The end of a phase follows the pointer between its neighbors' ends. */
+  function dragEnd(index, sigma, final) {
+    const room = roomOf(state.rows, index);
+    if (!room) return;
+    const [top, bottom] = [index ? room[0] - 0.01 : 1, room[1] + 0.01];
+    if (bottom > top) write(withRow(state.rows, index, { until: Math.min(top, Math.max(bottom, sigma)) }), final);
+  }
+
+  function setFocus(index) {
+    if (index === focus && index === state.focus) return;
+    focus = index;
+    update(true);
+  }
+
+  /** Read the text and the view again, and show what has changed. */
+  function update(force = false) {
+    const read = host.read();
+    const view = viewOf(host.readView());
+    const measured = host.measured();
+    const key = JSON.stringify([read, view, measured.card, measured.entries.length, focus]);
+    if (!force && key === seen) return;
+    seen = key;
+    const text = read.preset === null ? read.text : PRESETS[read.preset] ?? "";
+    const { rows, error: sentence } = reading(text);
+    // At first the first sparse phase: there is something to see in its tiles.
+    if (focus < 0) focus = rows.findIndex((row) => row.attention !== "dense");
+    focus = Math.max(0, Math.min(focus, rows.length - 1));
+    state = { rows, view, focus, readOnly: read.linked !== null, ...(rows.length ? outlook(rows, view, measured) : {}) };
+    show(read, sentence, text);
+  }
+
+  function show(read, sentence, text) {
+    setText(note, noteOf(read));
+    note.hidden = !note.textContent;
+    const hiddenSource = read.linked !== null && read.source === null;
+    const broken = sentence !== null && !hiddenSource;
+    error.hidden = !broken && !state.problem;
+    if (broken) error.replaceChildren(html("strong", {}, sentence), html("span", {}, say("broken")));
+    else if (state.problem) error.replaceChildren(html("strong", {}, state.problem));
+    const usable = rows() && !hiddenSource;
+    for (const part of [panels, summary]) part.hidden = !usable || Boolean(state.problem);
+    phases.hidden = fields.element.hidden = !usable;
+    for (const chip of chips) {
+      chip.disabled = state.readOnly;
+      chip.setAttribute("aria-pressed", String(!hiddenSource && (read.preset ?? named(text)) === chip.dataset.preset));
+    }
+    add.setAttribute("aria-disabled", String(state.readOnly || state.rows.length >= MAX_PHASES));
+    setText(hint, state.readOnly ? "" : say("hint"));
+    if (!usable) return;
+    table.update(state);
+    fields.update(state.view);
+    if (state.problem) return;
+    plot.update(state);
+    tiles.update(state);
+    const attention = state.rows[state.focus].attention;
+    tilesPanel.dataset.attention = attention;
+    setText(tilesTitle, `${say("tilesTitle")} · ${state.focus + 1}`);
+    showSummary();
+    showLegend();
+  }
+
+  const rows = () => state.rows.length > 0;
+  const named = (text) => Object.keys(PRESETS).find((name) => PRESETS[name] === text) ?? null;
+
+  function noteOf(read) {
+    if (read.linked === "preset") return say("linkedPreset");
+    if (read.linked) return read.source ? say("linkedTo", { source: read.source }) : say("linked");
+    return read.preset === null ? "" : say("preset", { preset: read.preset });
+  }
+
+  function showSummary() {
+    const dense = state.steps.filter((step) => step.attention === "dense").length;
+    const number = (value) => value.toLocaleString("en-US");
+    setText(work, state.work === null ? "×?" : `×${state.work.toFixed(2)}`);
+    setText(workOf, state.work === null ? say("workUnknown") : say("workOf"));
+    setText(stepsLine, say("stepsLine", { steps: state.steps.length, dense, sparse: state.steps.length - dense }));
+    stepsLine.title = say("tokensLine", { tokens: number(state.tokens), tile: state.tiling.tile.join("×") });
+    const found = state.seconds;
+    if (!found) return setText(seconds, say("noSeconds"));
+    const gain = (found.denseSeconds / found.seconds).toFixed(2);
+    const what = say("seconds", { seconds: shortTime(found.seconds), dense: shortTime(found.denseSeconds), gain });
+    const from = say(found.scaled ? "secondsScaled" : "secondsFrom",
+      { card: found.entry.card, tokens: number(found.entry.tokens) });
+    if (seconds.textContent !== `${what} ${from}`) seconds.replaceChildren(html("b", {}, what), ` ${from}`);
+  }
+
+  function showLegend() {
+    const used = ["dense", "fp8", "bf16"].filter((kind) => state.rows.some((row) => row.attention === kind));
+    const entries = used.map((kind) => [kind, kind === "dense" ? say("dense") : kind]);
+    if (state.work !== null) entries.push(["work", say("sofar")]);
+    if (legend.dataset.shown === String(entries)) return;
+    legend.dataset.shown = String(entries);
+    legend.replaceChildren(...entries.map(([kind, name]) =>
+      html("span", {}, html("i", { class: `fps-key-${kind}` }), name)));
+  }
+
+  update(true);
+  return {
+    element,
+    update: () => update(),
+    setTheme: (light) => element.classList.toggle("fps-light", light),
+    /** Put the focus on "row.column" again, as after an undo. */
+    focus: (place) => {
+      const [index, column] = place.split(".");
+      focus = Number(index);
+      update(true);
+      table.focus(focus, column);
+    },
+    destroy: () => {
+      plot.destroy();
+      tiles.destroy();
+      element.remove();
+    },
+  };
+}

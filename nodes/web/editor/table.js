@@ -1,0 +1,249 @@
+// The table of phases. Its rows are made once and then only filled, so that the focus stays where it is.
+
+import { ARGUMENTS, ATTENTIONS, GRANULARITIES, SELECTORS } from "../core/known.js";
+import { formatNumber } from "../core/schedule.js";
+import { follow, html, percent, setText, uid } from "./dom.js";
+
+const AXES = ["t", "h", "w"];
+
+/** What the table asks its owner to do.
+ * @typedef {{change: (index: number, column: string, value: string | number) => string | null,
+ *   move: (from: number, to: number, final: boolean) => void, remove: (index: number) => void,
+ *   focus: (index: number) => void}} TableActions */
+
+/** Make the table.
+ * @param {TableActions} act `change` returns the sentence that says why a value cannot be used, or null
+ * @param {(key: string, values?: object) => string} say */
+export function phaseTable(act, say) {
+  const id = uid();
+  const body = html("tbody");
+  const head = html("tr", {},
+    html("th", { scope: "col", class: "fps-number" }, html("span", { class: "fps-unseen" }, say("phase"))),
+    ...["until", "attention", "granularity"].map((key) => html("th", { scope: "col" }, say(key))),
+    SELECTORS.length ? html("th", { scope: "col" }, say("pattern")) : null,
+    ...AXES.map((axis) => html("th", { scope: "col", title: say(axis) }, `${say("window")} ${axis}`)),
+    html("th", { scope: "col", class: "fps-right" }, say("share")),
+    html("th", { scope: "col" }, html("span", { class: "fps-unseen" }, say("remove"))));
+  const element = html("table", { class: "fps-table" },
+    html("caption", { class: "fps-unseen" }, say("phases")), html("thead", {}, head), body);
+  /** @type {ReturnType<typeof phaseRow>[]} */
+  const rows = [];
+
+  function update(state) {
+    while (rows.length < state.rows.length) {
+      const row = phaseRow(rows.length, `${id}-${rows.length}`, act, say, () => rows.map((each) => each.element));
+      rows.push(row);
+      body.append(row.element, row.problem);
+    }
+    while (rows.length > state.rows.length) {
+      const row = rows.pop();
+      row.element.remove();
+      row.problem.remove();
+    }
+    rows.forEach((row, i) => row.update(state, i));
+  }
+
+  /** Put the focus on a column of a row, as far as both exist. */
+  const focus = (index, column) => rows[Math.min(index, rows.length - 1)]?.focus(column);
+  return { element, update, focus };
+}
+
+function phaseRow(index, id, act, say, elements) {
+  const phase = index + 1;
+  const fields = {};
+  const problem = html("tr", { class: "fps-problem", hidden: true },
+    html("td", { colspan: 9 + (SELECTORS.length ? 1 : 0), id: `fps-problem-${id}` }));
+
+  function report(column, sentence) {
+    problem.hidden = !sentence;
+    setText(problem.firstElementChild, sentence ?? "");
+    for (const [name, field] of Object.entries(fields)) {
+      const wrong = Boolean(sentence) && name === column;
+      field.toggleAttribute("aria-invalid", wrong);
+      if (wrong) {
+        field.setAttribute("aria-invalid", "true");
+        field.setAttribute("aria-describedby", `fps-problem-${id}`);
+      } else field.removeAttribute("aria-describedby");
+    }
+  }
+
+  /** Hand a field's value over; a value that cannot be used stays in its field, marked, and changes nothing else. */
+  function commit(column, value = fields[column].value) {
+    const field = fields[column];
+    if (value === field.dataset.shown) {
+      field.value = value;
+      return report(column, null);
+    }
+    report(column, act.change(index, column, value));
+  }
+
+  function text(column, label) {
+    const field = html("input", {
+      type: "text", class: "fps-field", "aria-label": label, "data-column": column, autocomplete: "off",
+      spellcheck: "false", inputmode: column === "until" ? "decimal" : "text", maxlength: 40,
+      onchange: () => commit(column),
+      onkeydown: (event) => {
+        if (event.key === "Enter" && !event.ctrlKey && !event.metaKey) commit(column);
+        else if (event.key === "Escape") {
+          field.value = field.dataset.shown;
+          report(column, null);
+        } else if (!event.altKey && (event.key === "ArrowUp" || event.key === "ArrowDown")) {
+          event.preventDefault();
+          const next = stepped(column, field.value, event.key === "ArrowUp" ? 1 : -1, event.shiftKey);
+          if (next !== null && !field.readOnly) commit(column, next);
+        }
+      },
+    });
+    fields[column] = field;
+    return field;
+  }
+
+  function choice(column, label, options) {
+    const field = html("select", { class: "fps-field", "aria-label": label, "data-column": column,
+      onchange: () => commit(column) },
+    ...options.map((name) => html("option", { value: name }, name)));
+    fields[column] = field;
+    return field;
+  }
+
+  const grip = html("button", { type: "button", class: "fps-grip", "aria-label": say("moveLabel", { phase }),
+    title: say("moveLabel", { phase }), "data-column": "grip",
+    onpointerdown: (event) => dragRow(event),
+    onkeydown: (event) => {
+      const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+      if (!by || event.altKey) return;
+      event.preventDefault();
+      act.move(index, index + by, true);
+    } }, html("i", { "aria-hidden": "true" }), html("b", {}, String(phase)));
+
+  function dragRow(event) {
+    if (event.button !== 0 || grip.getAttribute("aria-disabled") === "true") return;
+    let at = index;
+    const mark = () => elements().forEach((row, i) => row.toggleAttribute("data-dragged", i === at));
+    mark();
+    follow(event, (moving) => {
+      const to = elements().findIndex((row) => {
+        const box = row.getBoundingClientRect();
+        return moving.clientY >= box.top && moving.clientY < box.bottom;
+      });
+      if (to < 0 || to === at) return;
+      act.move(at, to, false);
+      at = to;
+      mark();
+    }, () => {
+      if (at !== index) act.move(at, at, true);
+      at = -1;
+      mark();
+    });
+  }
+
+  const remove = html("button", { type: "button", class: "fps-remove", "aria-label": say("removeLabel", { phase }),
+    title: say("removeLabel", { phase }), "data-column": "remove", onclick: () => act.remove(index) }, "×");
+  const share = html("td", { class: "fps-share fps-right" });
+  const cell = (...children) => html("td", {}, ...children);
+  const cells = {
+    until: cell(text("until", say("untilLabel", { phase }))),
+    attention: cell(choice("attention", say("attentionLabel", { phase }), ATTENTIONS)),
+    granularity: cell(choice("granularity", say("granularityLabel", { phase }), GRANULARITIES)),
+    pattern: SELECTORS.length
+      ? cell(choice("pattern", say("patternLabel", { phase }), [say("window"), ...SELECTORS])) : null,
+  };
+  const extents = AXES.map((axis) => cell(text(axis, say("extentLabel", { phase, axis: say(axis) }))));
+  const argument = SELECTORS.length ? cell(text("argument", "")) : null;
+  argument?.setAttribute("colspan", "3");
+  const element = html("tr", {
+    "data-phase": index,
+    onfocusin: () => act.focus(index),
+    onpointerdown: () => act.focus(index),
+    onkeydown: (event) => {
+      const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+      if (!by || !event.altKey) return;
+      event.preventDefault();
+      event.stopPropagation();
+      act.move(index, index + by, true);
+    },
+  }, html("th", { scope: "row", class: "fps-number" }, grip), ...Object.values(cells), ...extents, argument,
+  share, cell(remove));
+
+  /** Show a value, except over what somebody is writing. */
+  function show(column, value, off = false) {
+    const field = fields[column];
+    const draft = field === document.activeElement && field.value !== field.dataset.shown;
+    if (!draft || field.dataset.shown !== value) field.value = value;
+    field.dataset.shown = value;
+    field.hidden = off;
+  }
+
+  function update(state, i) {
+    const row = state.rows[i];
+    const last = i === state.rows.length - 1;
+    const dense = row.attention === "dense";
+    const before = element.dataset.key;
+    element.dataset.key = JSON.stringify(row);
+    if (before !== element.dataset.key) report("", null);
+    element.classList.toggle("fps-focused", state.focus === i);
+    element.dataset.attention = row.attention;
+    show("until", formatNumber(row.until));
+    const label = say(last ? "untilFixed" : "untilLabel", { phase });
+    fields.until.setAttribute("aria-label", label);
+    fields.until.title = last ? label : "";
+    show("attention", row.attention);
+    show("granularity", row.granularity ?? "x1", row.granularity === null);
+    AXES.forEach((axis, a) => {
+      const extent = row.window?.[a];
+      show(axis, extent === null || extent === undefined ? "all" : String(extent), row.window === null);
+      extents[a].hidden = row.selector !== null;
+    });
+    if (SELECTORS.length) {
+      const [word, ...rest] = row.selector?.split(" ") ?? [say("window")];
+      show("pattern", word, dense);
+      show("argument", rest.join(" "));
+      fields.argument.setAttribute("aria-label", say("argumentLabel", { phase, word }));
+      argument.hidden = row.selector === null;
+    }
+    const density = state.densities?.[i];
+    setText(share, density === undefined ? "" : density === null ? "?" : percent(density));
+    for (const field of Object.values(fields)) field.disabled = state.readOnly;
+    fields.until.readOnly = last;
+    remove.disabled = state.readOnly || state.rows.length < 2;
+    grip.setAttribute("aria-disabled", String(state.readOnly || state.rows.length < 2));
+  }
+
+  const focus = (column) => {
+    const wanted = column === "grip" ? grip : column === "remove" ? remove : fields[column];
+    const found = wanted && !wanted.hidden && !wanted.disabled && wanted.closest("td,th") ? wanted : grip;
+    if (!found.closest("[hidden]")) found.focus();
+  };
+  return { element, problem, update, focus };
+}
+
+/** The next value of a field: hundredths of sigma, whole tokens, steps of 5 %, and "all" above 100 %.
+ * @returns {string | null} */
+export function stepped(column, value, by, large) {
+  if (column === "until") {
+    const next = Number(value) + by * (large ? 0.05 : 0.01);
+    return Number.isFinite(next) ? formatNumber(Math.round(next * 1e4) / 1e4) : null;
+  }
+  if (value === "all") return by < 0 ? "95%" : null;
+  const share = /^([0-9.]+)%$/.exec(value);
+  if (share) {
+    const next = Number(share[1]) + by * (large ? 20 : 5);
+    return next >= 100 ? "all" : `${Math.max(1, Math.round(next * 100) / 100)}%`;
+  }
+  return /^[0-9]+$/.test(value) ? String(Math.max(1, Number(value) + by * (large ? 5 : 1))) : null;
+}
+
+/** The columns of a row that a field's value means.
+ * @param {import("../core/rows.js").Row} row @param {string} column @param {string} value
+ * @param {(key: string) => string} say @returns {object} */
+export function changeOf(row, column, value, say) {
+  if (column === "attention" || column === "granularity") return { [column]: value };
+  if (column === "pattern") {
+    if (value === say("window")) return { selector: null };
+    return { selector: [value, ARGUMENTS[value]].filter(Boolean).join(" "), window: null };
+  }
+  if (column === "argument") return { selector: [row.selector.split(" ")[0], value.trim()].filter(Boolean).join(" ") };
+  const window = [...row.window];
+  window[AXES.indexOf(column)] = value.trim() || "all";
+  return { window };
+}

@@ -1,0 +1,220 @@
+// Puts the schedule editor under the text of the node FPSAttentionSchedule. Without this file the node is the same, with
+// its text alone: the editor holds no value of its own and neither the prompt nor the saved widgets know it.
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { mount } from "./editor/mount.js";
+
+const NODE = "FPSAttentionSchedule";
+const NAME = "fps_schedule_editor";
+const CUSTOM = "custom";
+const SIZE = [560, 820];
+const LEAST_HEIGHT = 220;
+const TEXT_HEIGHT = 112;
+const AROUND = 290;
+const POLL = 300;
+const RESTORE = 3000;
+
+/** What the host's card has measured; asked once, and again after every run. */
+const measured = { card: null, entries: [] };
+const open = new Set();
+
+async function askMeasured() {
+  try {
+    const response = await api.fetchApi("/fpsattention/calibration");
+    if (!response.ok) return;
+    const { card, entries } = await response.json();
+    Object.assign(measured, { card: card ?? null, entries: Array.isArray(entries) ? entries : [] });
+    for (const editor of open) editor.update();
+  } catch {
+    // Without the answer the editor shows no seconds.
+  }
+}
+
+const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
+
+/** The link that a widget's value comes from, or null. */
+function linkOf(node, name) {
+  const slot = node.inputs?.findIndex((input) => (input.widget?.name ?? input.name) === name) ?? -1;
+  return slot >= 0 && node.graph && node.isInputConnected(slot) ? node.getInputLink(slot) : null;
+}
+
+/** The text of the node that a link comes from, if it is one that only holds text. */
+function linkedText(node, link) {
+  const source = node.graph.getNodeById(link.origin_id);
+  if (!source || !/^(Primitive|String)/.test(source.type ?? "") || source.widgets?.length !== 1) return null;
+  const { value } = source.widgets[0];
+  return typeof value === "string" ? { text: value, source: source.title ?? source.type } : null;
+}
+
+function readNode(node) {
+  const text = widgetOf(node, "schedule")?.value;
+  const chosen = widgetOf(node, "preset")?.value;
+  const preset = typeof chosen === "string" && chosen !== CUSTOM ? chosen : null;
+  const found = { text: typeof text === "string" ? text : String(text ?? ""), preset, linked: null, source: null };
+  if (linkOf(node, "preset") !== null) return { ...found, linked: "preset" };
+  const link = linkOf(node, "schedule");
+  if (link === null || preset !== null) return found;
+  return { ...found, linked: "text", ...linkedText(node, link) };
+}
+
+/** Do `change` as one step of the host's undo. */
+function asOneChange(node, change) {
+  app.canvas?.emitBeforeChange?.();
+  try {
+    change();
+  } finally {
+    app.canvas?.emitAfterChange?.();
+    node.setDirtyCanvas?.(true, true);
+  }
+}
+
+function assign(node, name, value) {
+  const widget = widgetOf(node, name);
+  if (!widget || widget.value === value) return;
+  widget.value = value;
+  widget.callback?.(value, app.canvas, node);
+}
+
+function writeText(node, text) {
+  assign(node, "preset", CUSTOM);
+  assign(node, "schedule", text);
+}
+
+/** Where the focus is, and where it goes again when an undo has replaced the node. */
+let place = null;
+let restore = null;
+
+/** Keys inside the editor stay there: Delete must not delete the node, nor Ctrl+V paste one. What is meant for the host
+ * passes: running, saving, and undo where no typing is to be undone. */
+function keepKeys(event) {
+  const command = event.ctrlKey || event.metaKey;
+  const field = event.target;
+  if (command && (event.key === "Enter" || event.key.toLowerCase() === "s")) return;
+  event.stopPropagation();
+  const key = event.key.toLowerCase();
+  if (!command || event.altKey || (key !== "z" && key !== "y")) return;
+  if (place) restore = { ...place, until: Date.now() + RESTORE };
+  const typing = field.tagName === "INPUT" && field.value !== field.dataset.shown;
+  // The host leaves these keys to inputs, where there is nothing to undo once a value is taken.
+  if (field.tagName !== "INPUT" || typing) return;
+  event.preventDefault();
+  app.extensionManager?.command?.execute?.(key === "y" || event.shiftKey ? "Comfy.Redo" : "Comfy.Undo");
+}
+
+/** The wheel zooms the canvas, unless the editor is being used and has something to scroll. */
+function passWheel(event, element) {
+  const scrolls = element.scrollHeight > element.clientHeight + 1;
+  if (scrolls && !event.ctrlKey && element.contains(document.activeElement)) return event.stopPropagation();
+  if (app.canvas?.constructor && !window.LiteGraph?.vueNodesMode) {
+    event.preventDefault();
+    event.stopPropagation();
+    app.canvas.processMouseWheel(event);
+  }
+}
+
+/** Whether the host's palette is a light one; its menus' color is what every palette defines. */
+function isLight() {
+  const color = getComputedStyle(document.body).getPropertyValue("--comfy-menu-bg").trim();
+  const pen = document.createElement("canvas").getContext("2d");
+  pen.fillStyle = "#000";
+  pen.fillStyle = color;
+  pen.fillRect(0, 0, 1, 1);
+  const [red, green, blue] = pen.getImageData(0, 0, 1, 1).data;
+  return 0.299 * red + 0.587 * green + 0.114 * blue > 140;
+}
+
+function restoreFocus(node, editor) {
+  if (!restore || restore.id !== node.id || Date.now() > restore.until) return;
+  const { at, until } = restore;
+  restore = null;
+  const put = () => {
+    if (editor.element.isConnected && editor.element.getClientRects().length) editor.focus(at);
+    else if (Date.now() < until) requestAnimationFrame(put);
+  };
+  requestAnimationFrame(put);
+}
+
+function addEditor(node) {
+  const container = document.createElement("div");
+  // Nodes 2.0 never makes a node smaller than its content, so the editor fills the node's height without adding to it:
+  // the host sets --node-height, also to 0 while it measures. In the canvas renderer the host gives the height.
+  container.style.cssText =
+    `position:relative;min-height:max(${LEAST_HEIGHT}px, calc(var(--node-height, 0px) - ${AROUND}px))`;
+  const text = widgetOf(node, "schedule");
+  const widget = node.addDOMWidget(NAME, "fps_schedule_editor", container, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => LEAST_HEIGHT,
+    getValue: () => "",
+    setValue: () => {},
+  });
+  widget.serialize = false;
+  if (text?.options) text.options.getMaxHeight = () => TEXT_HEIGHT;
+
+  const editor = mount(container, {
+    locale: app.extensionManager?.setting?.get?.("Comfy.Locale") ?? "en",
+    read: () => readNode(node),
+    write: (value, final) => (final ? asOneChange(node, () => writeText(node, value)) : writeText(node, value)),
+    readView: () => node.properties?.fps_view,
+    writeView: (view) => asOneChange(node, () => node.setProperty("fps_view", view)),
+    measured: () => measured,
+  });
+  open.add(editor);
+  const { element } = editor;
+  element.addEventListener("keydown", keepKeys);
+  element.addEventListener("wheel", (event) => passWheel(event, element), { passive: false });
+  for (const name of ["pointerdown", "mousedown", "dblclick", "contextmenu"]) {
+    element.addEventListener(name, (event) => event.button !== 1 && event.stopPropagation());
+  }
+  element.addEventListener("focusin", ({ target }) => {
+    const row = target.closest("[data-phase]");
+    place = row && { id: node.id, at: `${row.dataset.phase}.${target.dataset.column}` };
+  });
+
+  // The text can be changed by the host in ways that tell nobody (undo, other extensions), so it is looked at.
+  const look = () => {
+    editor.setTheme(isLight());
+    editor.update();
+  };
+  const timer = setInterval(() => element.isConnected && look(), POLL);
+  look();
+  for (const name of ["preset", "schedule"]) {
+    const followed = widgetOf(node, name);
+    if (!followed) continue;
+    const before = followed.callback;
+    followed.callback = function (...values) {
+      const result = before?.apply(this, values);
+      editor.update();
+      return result;
+    };
+  }
+  const removed = node.onRemoved;
+  node.onRemoved = function (...values) {
+    clearInterval(timer);
+    open.delete(editor);
+    editor.destroy();
+    return removed?.apply(this, values);
+  };
+  return editor;
+}
+
+app.registerExtension({
+  name: "fpsattention.schedule",
+  setup: askMeasured,
+  nodeCreated(node) {
+    if ((node.comfyClass ?? node.constructor?.comfyClass) !== NODE || !node.addDOMWidget) return;
+    const editor = addEditor(node);
+    const [width, height] = SIZE;
+    node.setSize?.([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+    const configured = node.onConfigure;
+    node.onConfigure = function (...values) {
+      const result = configured?.apply(this, values);
+      editor.update();
+      restoreFocus(this, editor);
+      return result;
+    };
+  },
+});
+
+api.addEventListener("execution_success", askMeasured);
