@@ -71,6 +71,7 @@ class Row:
     window: str = ""
     timing: Timing | None = None
     note: str = ""
+    starved: bool = False
     call: Callable[[], object] | None = field(default=None, repr=False)
     estimate: float = math.inf
     samples: list[float] = field(default_factory=list, repr=False)
@@ -158,15 +159,16 @@ def measure(
     )  # fmt: skip
     with torch.no_grad():
         try:
+            if wanted.device.type not in ("cuda", "cpu"):
+                result.notes.append(f"nothing was measured: on {wanted.device.type} there is no clock for it.")
+                return result
             _choose_backend(result)
             clock = Clock(wanted.device)
             costs = _probe(result, clock, host, tick)
             result.size = _fitting(result, costs)
-            _run(result, clock, host, costs, tick)
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-            result.notes.append(f"{_memory_sentence(result.size)}.")
+            while not _runs(result, clock, host, costs, tick):
+                result.notes.append(f"{_memory_sentence(result.size)}; measured with half of the heads.")
+                result.size = replace(result.size, heads=result.size.heads // 2)
         finally:
             for row in result.rows:
                 row.call = None
@@ -286,6 +288,24 @@ def _fitting(result: Measurement, costs: dict[str, float]) -> Size:
     return size
 
 
+def _runs(
+    result: Measurement, clock: Clock, host: Attention, costs: dict[str, float], tick: Callable[[float], None]
+) -> bool:
+    """Measure everybody; return False where memory did not hold one of them and fewer heads may help."""
+    try:
+        _run(result, clock, host, costs, tick)
+        starved = not any(row.timing for row in result.rows) and any(row.starved for row in result.rows)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        result.rows, starved = [], True
+    if starved and result.size.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if starved and result.size.heads == 1:
+        result.notes.append(f"{_memory_sentence(result.size)}; choose a smaller video.")
+    return not starved or result.size.heads == 1
+
+
 def _run(
     result: Measurement, clock: Clock, host: Attention, costs: dict[str, float], tick: Callable[[float], None]
 ) -> None:
@@ -341,15 +361,15 @@ def _first_calls(result: Measurement, clock: Clock, costs: dict[str, float], tic
 
 
 def _failed(row: Row, error: Exception, size: Size) -> None:
-    row.note = _memory_sentence(size) if out_of_memory(error) else f"failed: {short(error, 200)}"
+    row.starved = out_of_memory(error)
+    row.note = _memory_sentence(size) if row.starved else f"failed: {short(error, 200)}"
     row.call = None
     if size.device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def _memory_sentence(size: Size) -> str:
-    what = f"{size.grid.tokens:,} tokens and {size.heads} heads"
-    return f"out of memory with {what}; measure fewer heads, times grow with them"
+    return f"out of memory with {size.grid.tokens:,} tokens and {size.heads} head{'s' if size.heads != 1 else ''}"
 
 
 def expected_ms(result: Measurement, density: float) -> float | None:

@@ -9,7 +9,7 @@ from ..kernels.grid import GridError
 from ..kernels.measure import measure
 from ._api import CATEGORY, io, progress, show_text, ui
 from .benchmark_image import benchmark_image
-from .benchmark_run import MAX_HEADS, MAX_SECONDS, MIN_SECONDS, Ticker, effort_problem, keep, wanted_size
+from .benchmark_run import MAX_HEADS, MAX_SECONDS, MIN_SECONDS, Ticker, effort_problem, keep, model_notes, wanted_size
 from .benchmark_text import benchmark_text, headline
 from .host import host_attention, make_room
 from .model_facts import model_facts
@@ -106,8 +106,7 @@ class FPSAttentionBenchmark(io.ComfyNode):
         make_room(size.bytes, size.device)
         name, host = host_attention()
         result = measure(size, host, name, Ticker(progress(Ticker.PARTS, node_id)))
-        if facts is not None and facts.problem:
-            result.notes.append(facts.problem)
+        result.notes += model_notes(model, facts)
         video = video_words(width, height, frames)
         kept = keep(result)
         text = benchmark_text(result, video, kept)

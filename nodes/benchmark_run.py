@@ -63,6 +63,16 @@ def wanted_size(
     return Size(grid, heads, HEAD_DIM, default_dtype(device), device, backend, seconds=seconds)
 
 
+def model_notes(model: Any, facts: ModelFacts | None) -> list[str]:
+    """Return what a reader must know of the connected model."""
+    if facts is None:
+        return []
+    notes = [facts.problem] if facts.problem else []
+    if "optimized_attention_override" in (model.model_options.get("transformer_options") or {}):
+        notes.append("another node replaces this model's attention; what is measured as dense is the host's own.")
+    return notes
+
+
 def keep(result: Measurement) -> str:
     """Put the times into the calibration file; return the sentence that says where, or why not."""
     entry = result.entry()
