@@ -69,5 +69,6 @@ def _line(result: Measurement, row: Row, scaled: bool) -> str:
     timing = row.timing
     spread = f"{timing.low:.3f} - {timing.high:.3f}"
     speedup = result.speedup(row)
-    line = f"{head} {timing.median:>10.3f} {spread:>19} {timing.count:>6}  {speedup:>7.2f}x"
+    ratio = "-" if speedup is None else f"{speedup:.2f}x"
+    line = f"{head} {timing.median:>10.3f} {spread:>19} {timing.count:>6}  {ratio:>8}"
     return line + (f"  {timing.median * result.scale:>12,.1f}" if scaled else "")

@@ -61,6 +61,9 @@ def size_problem(width: Any = None, height: Any = None, frames: Any = None) -> s
 
 def token_grid(width: Any, height: Any, frames: Any, pixels: int = PIXELS_PER_TOKEN) -> TokenGrid:
     """Return the token grid of the video; raises GridError with one sentence."""
+    for name, value in (("width", width), ("height", height), ("frames", frames)):
+        if value is None:
+            raise GridError(f"{name} is missing; it must be a whole number.")
     if problem := size_problem(width, height, frames):
         raise GridError(problem)
     return video_grid(int(width), int(height), int(frames), pixels)

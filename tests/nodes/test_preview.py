@@ -1,0 +1,195 @@
+"""The preview: right numbers at any size, a model's own facts, measured seconds, and a picture that holds them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from fpsattention.kernels.calibration import Calibration
+from fpsattention.kernels.calibration_file import ENVIRONMENT
+from fpsattention.kernels.checkpoint import Header
+from fpsattention.kernels.grid import GridError
+from fpsattention.kernels.patterns import Window
+from fpsattention.kernels.presets import PRESETS, preset
+from fpsattention.kernels.schedule import Schedule, ScheduleError
+from fpsattention.nodes.drawing import WIDTH
+from fpsattention.nodes.host import current_card
+from fpsattention.nodes.patch import PatchError, apply_patch
+from fpsattention.nodes.preview_image import preview_image
+from fpsattention.nodes.preview_outlook import make_preview
+from fpsattention.nodes.preview_text import MAX_LINES, headline, preview_text
+from fpsattention.nodes.settings import choose_settings
+
+WIDE = Schedule.parse("0.90 dense\n0.50 bf16 - 9 50% all\n0.00 fp8 x1 all all all")
+
+
+@pytest.fixture(autouse=True)
+def calibration(monkeypatch, tmp_path):
+    path = tmp_path / "calibration.json"
+    monkeypatch.setenv(ENVIRONMENT, str(path))
+    return path
+
+
+def measured(path, **changes) -> dict:
+    entry = {
+        "card": current_card(), "backend": "reference", "attention": "fp8", "granularity": "x1", "slots": 64,
+        "tile": [3, 5, 4], "head_dim": 128, "tokens": 32760, "heads": 12, "pattern": "window",
+        "points": [[0.2, 10.0], [1.0, 50.0]], "dense_ms": 100.0, "dense_backend": "torch",
+        "measured": "2026-11-21T20:00:00+00:00",
+    } | changes  # fmt: skip
+    stored = Calibration.load(path)
+    stored.put(entry)
+    stored.save(path)
+    return entry
+
+
+def test_steps_and_work():
+    preview, card = make_preview(WIDE, 832, 480, 81, 20, 8.0)
+    assert card == current_card() and preview.grid.shape == (21, 30, 52) and len(preview.steps) == 20
+    assert [step.phase for step in preview.steps] == sorted(step.phase for step in preview.steps)
+    assert preview.cumulative[-1] == pytest.approx(preview.work) and preview.cumulative == sorted(preview.cumulative)
+    assert headline(preview).startswith(f"20 steps: {preview.dense_steps} dense, {20 - preview.dense_steps} sparse")
+    assert [phase.window for phase in preview.phases] == ["dense", "9 50% all", "all all all"]
+    assert preview.phases[0].axes is None and preview.phases[2].axes is None and preview.phases[2].density == 1.0
+
+
+def test_a_middle_tile_sees_what_the_mask_says():
+    phase = make_preview(WIDE, 832, 480, 81, 20, 8.0)[0].phases[1]
+    tiling = phase.tiling
+    query = [n // 2 for n in tiling.pieces]
+    row = Window(9, "50%", None).mask(tiling)[(query[0] * tiling.pieces[1] + query[1]) * tiling.pieces[2] + query[2]]
+    seen = row.reshape(tiling.pieces)
+    for axis, (at, first, count) in enumerate(phase.axes):
+        along = seen.any(axis=tuple({0, 1, 2} - {axis}))
+        assert at == query[axis] and along.nonzero()[0].tolist() == list(range(first, first + count))
+
+
+def test_ends_that_nearly_touch_are_told_apart():
+    schedule = Schedule.parse("0.5000005 bf16 - 1 1 1\n0.5 bf16 - all all 5\n0 dense")
+    first, second, _ = make_preview(schedule, 320, 320, 9, 4, 1.0)[0].phases
+    assert first.density < second.density and first.window != second.window
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("steps", [1, 4, 50])
+@pytest.mark.parametrize("width, height, frames", [(832, 480, 81), (1, 1, 1), (17, 481, 2), (16384, 16, 5)])
+def test_any_size_has_an_answer(name, steps, width, height, frames):
+    preview, card = make_preview(preset(name), width, height, frames, steps, 5.0)
+    text = preview_text(preview, card)
+    image = preview_image(preview, card)
+    assert 0 < preview.work <= 1 and f"{width} x {height}" in text and "nan" not in text
+    assert image.shape[0] == 1 and image.shape[2:] == (WIDTH, 3) and image.isfinite().all()
+    assert image.min() >= 0 and image.max() <= 1 and image.std() > 0.01
+
+
+def test_an_enormous_video_is_quick_and_right():
+    preview, card = make_preview(preset("fast"), 4096, 4096, 81, 1000, 8.0)
+    assert preview.grid.tokens == 1_376_256 and 0.05 < preview.work < 0.2
+    text = preview_text(preview, card)
+    assert text.count("\n") < MAX_LINES and "0-470" in text
+    assert preview_image(preview, card).shape[1] < 2000
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"width": -1}, "width is -1, it must be from 1 to 16384"),
+        ({"width": math.nan}, "width is nan, it must be a whole number"),
+        ({"height": 480.5}, "height is 480.5, it must be a whole number"),
+        ({"height": None}, "a whole number"),
+        ({"frames": 0}, "frames is 0"),
+        ({"frames": "81"}, "frames is '81'"),
+        ({"frames": True}, "frames is True"),
+        ({"width": 16384, "height": 16384}, "at most 2000000 are planned"),
+        ({"steps": 0}, "steps is 0, it must be from 1 to 1000"),
+        ({"steps": math.inf}, "steps is inf"),
+        ({"shift": math.nan}, "shift is nan"),
+        ({"shift": 0}, "shift is 0"),
+        ({"shift": -3.0}, "shift is -3.0"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_a_sentence(changes, words):
+    values = {"width": 832, "height": 480, "frames": 81, "steps": 20, "shift": 8.0} | changes
+    with pytest.raises(GridError, match=r"\.$") as refused:
+        make_preview(WIDE, *values.values())
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_no_schedule_is_a_sentence():
+    with pytest.raises(ScheduleError, match="the schedule is empty"):
+        make_preview(None, 832, 480, 81, 20, 8.0)
+
+
+def test_what_a_model_says_wins(host):
+    model = apply_patch(
+        host.Patcher(host.WanModel(heads=3, layers=5)), choose_settings(Header(WIDE, tile=(3, 5, 4)), None, "auto")
+    )
+    model.model.latent_format = type("Wan22", (), {"spacial_downscale_ratio": 16})()
+    model.model.model_sampling = type("Sampling", (), {"shift": 3.0})()
+    preview, card = make_preview(WIDE, 1280, 704, 121, 20, 8.0, model)
+    assert preview.grid.shape == (31, 22, 40) and preview.shift == 3.0 and preview.tile == (3, 5, 4)
+    text = preview_text(preview, card)
+    assert (
+        "taken from the model: 5 layers and 3 heads, tokens of 32 x 32 pixels, the trained tile 3x5x4, shift 3" in text
+    )
+
+
+def test_a_model_that_says_little(host):
+    preview, _ = make_preview(WIDE, 832, 480, 81, 20, 8.0, host.Patcher(host.WanModel()))
+    assert preview.shift == 8.0 and preview.tile is None and preview.grid.tokens == 32760
+    with pytest.raises(PatchError, match="this one is Inner"):
+        make_preview(WIDE, 832, 480, 81, 20, 8.0, host.Patcher(torch.nn.Linear(1, 1)))
+
+
+def test_seconds_only_where_this_card_was_measured(calibration):
+    few = preset("few-step")
+    measured(calibration, card="another card")
+    preview, card = make_preview(few, 832, 480, 81, 4, 5.0)
+    assert preview.seconds == [] and "was not measured on CPU" in preview_text(preview, card)
+    measured(calibration)
+    preview, card = make_preview(few, 832, 480, 81, 4, 5.0)
+    small, large = preview.seconds
+    density = preview.steps[-1].density
+    assert small.ours == pytest.approx(30 * (100 + 3 * 50 * density) / 1e3) and small.dense == pytest.approx(12.0)
+    assert large.ours == pytest.approx(small.ours * 40 / 30 * 40 / 12)
+    text = preview_text(preview, card)
+    assert "Wan 1.3B (30 layers, 12 heads): 4.8 s instead of 12.0 s dense" in text
+    assert "measured 2026-11-21 with 32,760 tokens and 12 heads)." in text and "12 heads, scaled)" in text
+    assert preview_image(preview, card).isfinite().all()
+
+
+def test_one_step_without_a_measurement_means_no_seconds(calibration):
+    measured(calibration)
+    assert make_preview(Schedule.parse("0.9 bf16 - all 5 5\n0 fp8 x1 all 5 5"), 832, 480, 81, 4, 5.0)[0].seconds == []
+    measured(calibration, attention="bf16", granularity=None, backend="triton-bf16")
+    assert len(make_preview(Schedule.parse("0 bf16 - all 5 5"), 832, 480, 81, 4, 5.0)[0].seconds) == 2
+
+
+def test_a_damaged_calibration_is_told(calibration):
+    calibration.write_text("{")
+    preview, card = make_preview(WIDE, 832, 480, 81, 4, 5.0)
+    assert "was damaged" in preview_text(preview, card) and preview.seconds == []
+
+
+def test_a_selector_that_decides_while_sampling(monkeypatch):
+    """Its density is not known before, so neither is the work."""
+    preview, card = make_preview(WIDE, 832, 480, 81, 4, 5.0)
+    from dataclasses import replace
+
+    steps = [replace(step, density=None) if step.phase else step for step in preview.steps]
+    phases = [replace(phase, density=None, axes=None) for phase in preview.phases]
+    preview = replace(preview, steps=steps, phases=phases)
+    assert preview.work is None and "a selector decides" in headline(preview)
+    assert "?" in preview_text(preview, card) and preview_image(preview, card).isfinite().all()
+
+
+@pytest.mark.parametrize("phases", [1, 3, 4, 20])
+def test_every_phase_has_its_panel(phases):
+    rows = [f"{1 - (i + 1) / phases:.3f} fp8 x1 all {i + 1} {i + 2}" for i in range(phases - 1)] + ["0 fp8 x1 all 3 3"]
+    preview, card = make_preview(Schedule.parse("\n".join(rows)), 480, 832, 81, 50, 3.0)
+    one = preview_image(make_preview(preset("dense"), 480, 832, 81, 50, 3.0)[0], card).shape[1]
+    rows_of_panels = math.ceil(phases / 3)
+    assert preview_image(preview, card).shape[1] == one - 110 + 190 * rows_of_panels
+    assert preview_text(preview, card).count("(until sigma") == phases
