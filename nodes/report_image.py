@@ -1,4 +1,5 @@
-"""The report as a picture: one bar per step, as high as the density that ran, colored by phase, hatched when dense."""
+"""The report as a picture: one bar per step, as high as the density that ran, colored by phase, hatched when dense,
+and below it what every block took in that step."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from PIL import ImageDraw
 from .drawing import INK, MARGIN, SOFT, WIDTH, bar, color_of, font, image_tensor, page, share_lines
 from .record import Run, Step
 from .report_text import findings, headline, layouts, steps_in_order
+from .report_times import draw_strip, strip_height, timings
 from .settings import Settings
 
 PLOT = 220
@@ -21,15 +23,16 @@ _LETTERS = 145
 
 def report_image(settings: Settings, runs: list[Run], names: dict[str, str]) -> torch.Tensor:
     """Return the picture of ``runs`` as an IMAGE tensor ``(1, height, width, 3)`` in 0..1."""
-    below = [[part for line in findings(run) for part in textwrap.wrap(line, _LETTERS)] for run in runs]
+    below = [[part for line in _said(run) for part in textwrap.wrap(line, _LETTERS)] for run in runs]
     height = 76 + sum(_RUN_HEIGHT + _LINE * len(lines) for lines in below) + (0 if runs else _RUN_HEIGHT // 3)
+    height += sum(strip_height(run) for run in runs)
     picture, draw = page(height, "FPSAttention: density per step", f"schedule from {settings.source}; 100 % = dense")
     if not runs:
         draw.text((MARGIN, 110), "No sampler run yet.", font=font(16), fill=INK)
     top = 76
     for number, (run, lines) in enumerate(zip(runs, below), 1):
         _draw_run(draw, settings, run, headline(run, number, names), top)
-        top += _RUN_HEIGHT
+        top += _RUN_HEIGHT + strip_height(run)
         for line in lines:
             draw.text((MARGIN, top - 12), line, font=font(13), fill=INK)
             top += _LINE
@@ -57,6 +60,11 @@ def _draw_run(draw: ImageDraw.ImageDraw, settings: Settings, run: Run, title: st
             if slot * every > 50:
                 draw.text((middle, box[1] - 3), f"{step.density:.0%}", font=small, fill=INK, anchor="mb")
     _legend(draw, steps, left, base + 46)
+    draw_strip(draw, steps, left, right, base + 74)
+
+
+def _said(run: Run) -> list[str]:
+    return [*findings(run), *timings(run)]
 
 
 def _legend(draw: ImageDraw.ImageDraw, steps: list[Step], left: int, y: int) -> None:

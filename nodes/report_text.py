@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .record import Run, Step
+from .report_times import timings
 from .settings import Settings
 
 _HEAD = "step  sigma   phase  attention   window         density  backend        sparse/dense  seconds"
@@ -23,7 +24,7 @@ def report_summary(settings: Settings, runs: list[Run], names: dict[str, str]) -
     """Return the report without its table, for a place that cannot align columns."""
     lines = [f"Schedule from {settings.source}"]
     for number, run in enumerate(runs, 1):
-        lines += [headline(run, number, names), *layouts(settings, run), *findings(run)]
+        lines += [headline(run, number, names), *layouts(settings, run), *findings(run), *timings(run)]
     return "\n".join(lines if runs else [*lines, "This model has not sampled yet."])
 
 
@@ -31,6 +32,10 @@ def headline(run: Run, number: int, names: dict[str, str]) -> str:
     """Return who sampled, how many steps, and the attention work that it came to."""
     planned = len(run.sample_sigmas) - 1 if run.sample_sigmas else len(run.steps)
     line = f"{title_of(run, number, names)}: {planned} steps, attention work {run.work:.1%} of dense"
+    if run.stopped:
+        steps = sorted(run.steps.values(), key=lambda step: -step.sigma)
+        at = f"in step {steps[-1].index}" if steps and steps[-1].index is not None else "before its first step"
+        return f"{line} (stopped {at}: {run.stopped})"
     return line if run.finished else line + " (not finished)"
 
 
@@ -90,7 +95,7 @@ def _run_lines(settings: Settings, number: int, run: Run, names: dict[str, str])
     lines += ["  " + line for line in layouts(settings, run)]
     lines.append(_HEAD)
     lines += [_step_line(step) for step in steps_in_order(run)]
-    return lines + ["  " + line for line in findings(run)]
+    return lines + ["  " + line for line in (*findings(run), *timings(run))]
 
 
 def _step_line(step: Step) -> str:
