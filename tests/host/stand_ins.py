@@ -23,7 +23,7 @@ REDUCED = {
     "WanImageToVideo": {"width": WIDTH - 8, "height": HEIGHT - 8, "length": FRAMES},
     "WanVaceToVideo": {"width": WIDTH - 8, "height": HEIGHT - 8, "length": FRAMES},
     "KSampler": {"steps": STEPS},
-    "FPSAttentionProfile": {"steps": STEPS, "effort": "rows", "phases": 2},
+    "FPSAttentionProfile": {"steps": STEPS, "effort": "rows", "density": 0.6, "phases": 2},
 }
 LOADERS = {
     "UNETLoader": ("diffusion_models", "unet_name"),

@@ -123,4 +123,4 @@ def create_video(images: Source) -> Node:
 
 def save_video(prefix: str) -> Node:
     widgets = {"filename_prefix": prefix, "format": "auto", "codec": "auto"}
-    return Node(SAVE, "SaveVideo", 760, widgets, {"video": (VIDEO, 0)})
+    return Node(SAVE, "SaveVideo", 580, widgets, {"video": (VIDEO, 0)})

@@ -52,7 +52,7 @@ def view(width: int, height: int, steps: int, shift_: float, heads: int, layers:
     """What the schedule's editor draws for: the workflow's own size and sampler."""
     return {
         "width": width, "height": height, "frames": 81, "steps": steps, "shift": shift_, "heads": heads,
-        "layers": layers,
+        "layers": layers, "side": 16,
     }  # fmt: skip
 
 
