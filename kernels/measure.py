@@ -179,8 +179,10 @@ def measure(
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether ``error`` says that the device has no memory left."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error).lower()
+    """Return whether ``error`` says that the device, or the machine, has no memory left."""
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    return any(words in str(error).lower() for words in ("out of memory", "can't allocate memory", "not enough memory"))
 
 
 def _choose_backend(result: Measurement) -> None:

@@ -144,6 +144,38 @@ def test_the_limit_is_kept(monkeypatch, seconds, rate):
     assert all(row.timing or row.note for row in result.rows)
 
 
+def test_what_compiling_takes_does_not_count(monkeypatch):
+    """On a card the first call of everybody compiles: 60 s each here, of a limit of 20 s."""
+    fake(monkeypatch, dense=1e-9, ours=1e-9)
+    seen: dict[object, int] = {}
+
+    class Compiling(FakeClock):
+        cuda = True
+
+        def once(self, call):
+            seen[call] = seen.get(call, 0) + 1
+            return 60_000.0 if seen[call] == 1 else 100.0
+
+    monkeypatch.setattr(module, "Clock", Compiling)
+    result = measure(size(seconds=20.0))
+    assert all(row.timing.median == 100.0 and row.timing.count > 5 for row in result.rows)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=repr,
+)
+def test_every_kind_of_missing_memory(monkeypatch, error):
+    fake(monkeypatch, 1e-9, 1e-9, bad={100: error})
+    note = next(row.note for row in measure(size()).rows if row.note)
+    assert note == "out of memory with 576 tokens and 1 head"
+
+
 def test_what_does_not_fit_is_left_out_and_named(monkeypatch):
     fake(monkeypatch, dense=1e-3, ours=1e-3)
     monkeypatch.setattr(module, "_fitting", lambda result, costs: result.wanted)

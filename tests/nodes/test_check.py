@@ -99,7 +99,7 @@ def test_a_missing_compiler_is_a_step(monkeypatch):
 
 def test_what_fails_costs_its_line(monkeypatch):
     def broken(*args):
-        raise RuntimeError("driver mismatch in /home/somebody/venv/lib/libcuda.so\nmore")
+        raise RuntimeError("driver mismatch in /srv/somebody/venv/lib/libcuda.so\nmore")
 
     for name in ("host_device", "host_version", "host_attention"):
         monkeypatch.setattr(check_environment, name, broken)
