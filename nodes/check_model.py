@@ -8,9 +8,9 @@ from typing import Any
 from .check_environment import Report
 from .layout import is_wan
 from .model_facts import model_facts
+from .patch import INNER
 from .settings import KEY, Patched
 
-_INNER = "fpsattention_inner"
 _OURS = __package__
 
 
@@ -76,8 +76,8 @@ def hooks(model: Any) -> list[str]:
     blocks: dict[str, list[str]] = {}
     for place, patches in (inner.get("patches_replace") or {}).items():
         for key, patch in patches.items():
-            while hasattr(patch, _INNER):
-                patch = getattr(patch, _INNER)
+            while hasattr(patch, INNER):
+                patch = getattr(patch, INNER)
             if patch is not None and not _is_ours(patch):
                 blocks.setdefault(f"{place} {key[0] if isinstance(key, tuple) else key}: {name_of(patch)}", []).append(
                     ""

@@ -10,8 +10,10 @@ import torch
 from ..kernels.checkpoint import Header, HeaderError
 from ..kernels.outlook import PIXELS_PER_TOKEN
 from .layout import is_wan
-from .patch import PatchError
+from .patch import PatchError, compute_dtype
 from .settings import file_header
+
+__all__ = ["ModelFacts", "compute_dtype", "model_facts", "model_shift"]
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,6 @@ def model_facts(model: Any) -> ModelFacts:
         header=header,
         problem=problem,
     )
-
-
-def compute_dtype(model: Any) -> torch.dtype:
-    """Return the dtype that q, k and v will have: FP8 weights still compute in a wider one."""
-    inner = model.model
-    dtype = getattr(inner, "manual_cast_dtype", None) or inner.get_dtype()
-    return dtype if dtype in (torch.float16, torch.bfloat16, torch.float32) else torch.bfloat16
 
 
 def model_shift(model: Any) -> float | None:

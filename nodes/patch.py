@@ -34,7 +34,8 @@ DIFFUSION_MODEL = "diffusion_model"
 ON_PRE_RUN = "on_pre_run"
 ON_CLEANUP = "on_cleanup"
 
-_INNER = "fpsattention_inner"
+# On a block patch of ours: the patch of another node that stood there before, or None.
+INNER = "fpsattention_inner"
 _OVERRIDE = "optimized_attention_override"
 
 
@@ -70,13 +71,13 @@ def apply_patch(model: Any, settings: Settings) -> Any:
 
 def _check_backends(model: Any, diffusion_model: Any, settings: Settings) -> None:
     head_dim = diffusion_model.dim // diffusion_model.num_heads
-    dtype = _compute_dtype(model)
+    dtype = compute_dtype(model)
     for attention in sorted({phase.attention for phase in settings.schedule.phases} - {"dense"}):
         resolve_backend(settings.backend, torch.device(model.load_device), dtype, head_dim, attention)
 
 
-def _compute_dtype(model: Any) -> torch.dtype:
-    """The dtype that q, k and v will have: FP8 weights still compute in a wider one."""
+def compute_dtype(model: Any) -> torch.dtype:
+    """Return the dtype that q, k and v will have: FP8 weights still compute in a wider one."""
     inner = model.model
     dtype = getattr(inner, "manual_cast_dtype", None) or inner.get_dtype()
     return dtype if dtype in (torch.float16, torch.bfloat16, torch.float32) else torch.bfloat16
@@ -141,8 +142,8 @@ def _present_patch(m: Any, index: int) -> Callable | None:
     """Return the block patch that stands at ``index``, without an earlier one of ours."""
     options = m.model_options.get("transformer_options", {})
     present = options.get("patches_replace", {}).get("dit", {}).get(("double_block", index))
-    while hasattr(present, _INNER):
-        present = getattr(present, _INNER)
+    while hasattr(present, INNER):
+        present = getattr(present, INNER)
     return present
 
 
@@ -150,7 +151,7 @@ def _block_patch(mark: Callable, index: int, inner: Callable | None) -> Callable
     def patch(args: dict, extra: dict) -> dict:
         return mark(index, inner, args, extra)
 
-    setattr(patch, _INNER, inner)
+    setattr(patch, INNER, inner)
     return patch
 
 

@@ -8,11 +8,8 @@ from ..kernels.checkpoint import Header
 from ..kernels.profiling.cost import ModelShape
 from ..kernels.profiling.errors import ProfileError
 from .layout import is_wan
-from .patch import DIFFUSION_MODEL, ON_CLEANUP, ON_PRE_RUN
+from .patch import DIFFUSION_MODEL, INNER, ON_CLEANUP, ON_PRE_RUN
 from .settings import KEY, Patched, file_header
-
-# What patch.py leaves on its block patches: the patch of another node that stood there before.
-_INNER = "fpsattention_inner"
 
 
 def without_patch(model: Any) -> tuple[Any, bool, Header | None]:
@@ -45,11 +42,11 @@ def _restore_block(m: Any, index: int) -> None:
     """Put back at block ``index`` what stood there before ours: another node's patch, or nothing."""
     key = ("double_block", index)
     present = m.model_options.get("transformer_options", {}).get("patches_replace", {}).get("dit", {}).get(key)
-    if not hasattr(present, _INNER):
+    if not hasattr(present, INNER):
         return
     inner = present
-    while hasattr(inner, _INNER):
-        inner = getattr(inner, _INNER)
+    while hasattr(inner, INNER):
+        inner = getattr(inner, INNER)
     # Through the host's function first: it replaces the dicts by copies, so the model that came in keeps its own.
     m.set_model_patch_replace(inner or present, "dit", *key)
     if inner is None:

@@ -8,12 +8,14 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
 from fpsattention.kernels.calibration import Calibration
 from fpsattention.kernels.calibration_file import ENVIRONMENT
 from fpsattention.kernels.checkpoint import Header
 from fpsattention.kernels.schedule import Schedule
 from fpsattention.training.comfy_host import ComfyHost, ComfyHostError, PromptRejectedError
 from PIL import Image
+from safetensors.torch import save_file
 
 HERE = Path(__file__).parent
 PACK = HERE.parent.parent
@@ -136,6 +138,17 @@ def test_preview_of_a_model_takes_its_tile_and_shift(server):
         "taken from the model: 3 layers and 2 heads, tokens of 16 x 16 pixels, the trained tile 3x5x4, shift 3" in text
     )
     assert "32,760 tokens; shift 3" in text and "tiles of 3x5x4 tokens" in text
+
+
+def test_preview_of_the_5b_counts_its_larger_tokens(server, tiny):
+    state = tiny.tiny_wan(layers=1)
+    dim = state["patch_embedding.bias"].shape[0]
+    state["patch_embedding.weight"] = torch.randn(dim, 48, 1, 2, 2) / 14
+    state["head.head.weight"], state["head.head.bias"] = torch.randn(4 * 48, dim) / 16, torch.zeros(4 * 48)
+    save_file(state, server.base / "models" / "diffusion_models" / "5b.safetensors")
+    video = {"width": 1280, "height": 704, "frames": 121}
+    text, _ = outputs(server, {"1": schedule(), "2": loader("5b.safetensors"), "9": preview(model=["2", 0], **video)})
+    assert "tokens of 32 x 32 pixels" in text and "grid 31x22x40 = 27,280 tokens" in text
 
 
 @pytest.mark.parametrize(
