@@ -161,11 +161,11 @@ def _mark(index: int, inner: Callable | None, args: dict, extra: dict) -> dict:
     options = args.get("transformer_options") or extra.get("transformer_options") or {}
     call = options.get(KEY)
     entered = call is not None and call.enter(index)
-    try:
-        return inner(args, extra) if inner is not None else extra["original_block"](args)
-    finally:
-        if entered:
-            call.leave(index)
+    out = inner(args, extra) if inner is not None else extra["original_block"](args)
+    # After an error nothing is counted: the run ends, and the wrapper drops the call.
+    if entered:
+        call.leave(index)
+    return out
 
 
 def _make_wrapper(recorder: Recorder, settings: Settings) -> Callable:
@@ -191,13 +191,14 @@ def _make_wrapper(recorder: Recorder, settings: Settings) -> Callable:
         if call.sparse is not None or compiling:
             options[_OVERRIDE] = torch.compiler.disable(call.override) if compiling else call.override
         try:
-            return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
+            out = executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
         finally:
             options.pop(KEY, None)
             if previous is None:
                 options.pop(_OVERRIDE, None)
             else:
                 options[_OVERRIDE] = previous
-            conclude(recorder, call)
+        conclude(recorder, call)
+        return out
 
     return run

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-collect_ignore_glob = ["fake_host.py"]
+collect_ignore_glob = ["fake_host.py", "interleaved.py"]
 
 
 @pytest.fixture(scope="session")

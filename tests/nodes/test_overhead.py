@@ -1,0 +1,82 @@
+"""What the patch itself costs on the fake host: 40 blocks of almost nothing, so that only the host's time is left.
+
+The aims are 50 microseconds per attention call and 5 milliseconds per step; three times that fails.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from fpsattention.kernels.attention import op
+from fpsattention.kernels.schedule import Schedule
+from fpsattention.nodes.patch import apply_patch
+from fpsattention.nodes.settings import Settings
+
+BLOCKS = 40
+PER_CALL, PER_STEP = 50e-6, 5e-3
+
+_SPEC = importlib.util.spec_from_file_location("fps_interleaved", Path(__file__).parent / "interleaved.py")
+interleaved = importlib.util.module_from_spec(_SPEC)
+__import__("sys").modules["fps_interleaved"] = interleaved
+_SPEC.loader.exec_module(interleaved)
+
+
+def patched(host, text: str):
+    model = host.Patcher(host.WanModel(heads=1, layers=BLOCKS))
+    return apply_patch(model, Settings(Schedule.parse(text), "the test"))
+
+
+def caller(host, model, size=(1, 8, 8)):
+    """A function that calls the model once, as a sampler does in the middle of a run."""
+    x = torch.randn(1, 16, *size)
+    context = torch.randn(1, 4, model.model.diffusion_model.dim)
+    template = dict(model.model_options["transformer_options"])
+    template |= {"wrappers": model.wrappers, "sigmas": torch.ones(1) * 0.5, "sample_sigmas": torch.linspace(1, 0, 21)}
+    for callback in host._all(model.callbacks, "on_pre_run"):
+        callback(model)
+
+    def call():
+        return model.model.diffusion_model.forward(x, template["sigmas"], context, None, None, dict(template))
+
+    return call
+
+
+def test_a_dense_schedule(host, show_at_end):
+    plain = caller(host, host.Patcher(host.WanModel(heads=1, layers=BLOCKS)))
+    result = interleaved.added(plain, caller(host, patched(host, "0.00 dense")))
+    show_at_end("what the patch costs, fake host", result.line("dense schedule, 40 blocks", BLOCKS))
+    assert result.median < 3 * PER_STEP
+    assert result.median / BLOCKS < 3 * PER_CALL
+
+
+def test_a_sparse_phase_without_its_kernel(host, show_at_end, monkeypatch):
+    """Everything but the kernel: plans, markers, override, the op's own way through torch."""
+
+    def nothing(backend, q, k, v, spec):
+        stats = torch.empty(q.shape[0], q.shape[2], q.shape[1])
+        return torch.empty_like(q), stats, stats.clone()
+
+    monkeypatch.setattr(op, "run_forward", nothing)
+    base = host.Patcher(host.WanModel(heads=1, layers=BLOCKS))
+    base.model_options["transformer_options"]["optimized_attention_override"] = pass_self
+    result = interleaved.added(caller(host, base), caller(host, patched(host, "0.00 fp8 x1 all 1 1")))
+    show_at_end("what the patch costs, fake host", result.line("sparse phase without its kernel, 40 blocks", BLOCKS))
+    assert result.median / BLOCKS < 3 * 10 * PER_CALL
+
+
+def pass_self(func, q, k, v, *args, **kwargs):
+    """An override that spares the dense self-attention, which a sparse phase does not run either."""
+    return torch.empty_like(q) if q.shape == k.shape else func(q, k, v, *args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", ["plain", "patched"])
+def test_the_measure_finds_a_known_difference(kind):
+    def spin(rounds):
+        return sum(range(rounds))
+
+    extra = 200_000 if kind == "patched" else 0
+    result = interleaved.added(lambda: spin(50_000), lambda: spin(50_000 + extra), pairs=40)
+    assert (result.low > 0) == (kind == "patched")
