@@ -7,6 +7,7 @@ import { mount } from "./editor/mount.js";
 
 const NODE = "FPSAttentionSchedule";
 const NAME = "fps_schedule_editor";
+const HOLDER = "fps-holder";
 const CUSTOM = "custom";
 const SIZE = [560, 820];
 const LEAST_HEIGHT = 220;
@@ -102,10 +103,11 @@ function keepKeys(event) {
   app.extensionManager?.command?.execute?.(key === "y" || event.shiftKey ? "Comfy.Redo" : "Comfy.Undo");
 }
 
+const scrolls = (element) => element.scrollHeight > element.clientHeight + 1;
+
 /** The wheel zooms the canvas, unless the editor is being used and has something to scroll. */
 function passWheel(event, element) {
-  const scrolls = element.scrollHeight > element.clientHeight + 1;
-  if (scrolls && !event.ctrlKey && element.contains(document.activeElement)) return event.stopPropagation();
+  if (scrolls(element) && !event.ctrlKey && element.contains(document.activeElement)) return event.stopPropagation();
   if (app.canvas?.constructor && !window.LiteGraph?.vueNodesMode) {
     event.preventDefault();
     event.stopPropagation();
@@ -113,15 +115,24 @@ function passWheel(event, element) {
   }
 }
 
+let pen = null;
+
 /** Whether the host's palette is a light one; its menus' color is what every palette defines. */
 function isLight() {
-  const color = getComputedStyle(document.body).getPropertyValue("--comfy-menu-bg").trim();
-  const pen = document.createElement("canvas").getContext("2d");
+  pen ??= document.createElement("canvas").getContext("2d", { willReadFrequently: true });
   pen.fillStyle = "#000";
-  pen.fillStyle = color;
+  pen.fillStyle = getComputedStyle(document.body).getPropertyValue("--comfy-menu-bg").trim();
   pen.fillRect(0, 0, 1, 1);
   const [red, green, blue] = pen.getImageData(0, 0, 1, 1).data;
   return 0.299 * red + 0.587 * green + 0.114 * blue > 140;
+}
+
+/** Nodes 2.0 keeps a node's elements where an undo, or a graph with the same node id, has put another node in its place,
+ * and then goes on showing the former widget. */
+function takePlace(node, container) {
+  if (!node.graph || node.graph !== app.canvas?.graph) return;
+  const shown = [...document.querySelectorAll("[data-node-id]")].find((e) => e.dataset.nodeId === String(node.id));
+  shown?.querySelector(`.${HOLDER}`)?.replaceWith(container);
 }
 
 function restoreFocus(node, editor) {
@@ -137,6 +148,7 @@ function restoreFocus(node, editor) {
 
 function addEditor(node) {
   const container = document.createElement("div");
+  container.className = HOLDER;
   // Nodes 2.0 never makes a node smaller than its content, so the editor fills the node's height without adding to it:
   // the host sets --node-height, also to 0 while it measures. In the canvas renderer the host gives the height.
   container.style.cssText =
@@ -167,6 +179,7 @@ function addEditor(node) {
   for (const name of ["pointerdown", "mousedown", "dblclick", "contextmenu"]) {
     element.addEventListener(name, (event) => event.button !== 1 && event.stopPropagation());
   }
+  for (const name of ["copy", "cut", "paste"]) element.addEventListener(name, (event) => event.stopPropagation());
   element.addEventListener("focusin", ({ target }) => {
     const row = target.closest("[data-phase]");
     place = row && { id: node.id, at: `${row.dataset.phase}.${target.dataset.column}` };
@@ -174,11 +187,14 @@ function addEditor(node) {
 
   // The text can be changed by the host in ways that tell nobody (undo, other extensions), so it is looked at.
   const look = () => {
+    if (!container.isConnected) takePlace(node, container);
+    if (!container.isConnected) return;
     editor.setTheme(isLight());
+    element.dataset.captureWheel = String(scrolls(element)); // Nodes 2.0 asks for this
     editor.update();
   };
-  const timer = setInterval(() => element.isConnected && look(), POLL);
-  look();
+  const timer = setInterval(look, POLL);
+  requestAnimationFrame(() => requestAnimationFrame(look));
   for (const name of ["preset", "schedule"]) {
     const followed = widgetOf(node, name);
     if (!followed) continue;

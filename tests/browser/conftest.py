@@ -2,7 +2,8 @@
 
 The host is found as in ``tests/host``. Chromium is named by ``CHROMIUM`` or found on the path; playwright-core is taken
 from ``PLAYWRIGHT_FOLDER`` (the folder that holds its ``node_modules``), else installed by npm into a temporary folder.
-What is missing is a reason to skip; ``REQUIRE_HOST=1`` makes a missing host a failure.
+What is missing is a reason to skip; ``REQUIRE_HOST=1`` makes a missing host a failure. ``COMFYUI_FRONTEND`` names the
+``static`` folder of another frontend than the installed one.
 """
 
 from __future__ import annotations
@@ -64,13 +65,33 @@ def server(tmp_path_factory):
             pytest.fail(reason)
         pytest.skip(reason)
     base = tmp_path_factory.mktemp("host")
-    with ComfyHost(checkout, base, PACK, extra_packs=[PACK / "tests" / "host" / "testpack"]) as host:
+    frontend = os.environ.get("COMFYUI_FRONTEND")
+    arguments = ["--front-end-root", frontend] if frontend else []
+    extra = [PACK / "tests" / "host" / "testpack"]
+    with ComfyHost(checkout, base, PACK, extra_packs=extra, arguments=arguments) as host:
         yield host
 
 
+def npm_folder(tmp_path_factory, package: str) -> Path | None:
+    """The folder that holds ``node_modules/<package>``: ``PLAYWRIGHT_FOLDER``, else installed; None if that fails."""
+    folder = os.environ.get("PLAYWRIGHT_FOLDER")
+    if folder and (Path(folder) / "node_modules" / package).is_dir():
+        return Path(folder)
+    made = tmp_path_factory.mktemp(package)
+    command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(made), package]
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return made
+
+
 @pytest.fixture(scope="session")
-def browse(tmp_path_factory):
-    """Open workflows in the page of a server: ``browse(server, jobs, vue_nodes=...)`` returns results by job name."""
+def drive(tmp_path_factory):
+    """Run a script in the page of a server: ``drive(server, script, job, settings)`` returns what it prints.
+
+    The script gets the server's address, Chromium, a fresh profile folder and the job's file.
+    """
     chromium = os.environ.get("CHROMIUM") or next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )
@@ -78,35 +99,47 @@ def browse(tmp_path_factory):
         pytest.skip("no Chromium: set CHROMIUM to its path")
     if shutil.which("node") is None:
         pytest.skip("no node: the page is driven by playwright-core")
-    folder = os.environ.get("PLAYWRIGHT_FOLDER")
-    if not folder:
-        folder = str(tmp_path_factory.mktemp("playwright"))
-        command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", folder, "playwright-core"]
-        try:
-            subprocess.run(command, check=True, capture_output=True, timeout=120)
-        except (OSError, subprocess.SubprocessError) as error:
-            pytest.skip(f"playwright-core cannot be installed ({error}); set PLAYWRIGHT_FOLDER")
+    folder = npm_folder(tmp_path_factory, "playwright-core")
+    if folder is None:
+        pytest.skip("playwright-core cannot be installed; set PLAYWRIGHT_FOLDER")
+    axe = npm_folder(tmp_path_factory, "axe-core")
+    env = {**os.environ, "PLAYWRIGHT_FOLDER": str(folder), "AXE_FOLDER": str(axe or "")}
 
-    def run(server: ComfyHost, jobs: list[dict], *, vue_nodes: bool) -> dict:
-        settings = {
-            "Comfy.TutorialCompleted": True,
-            "Comfy.VueNodes.Enabled": vue_nodes,
-            "Comfy.VueNodes.AutoScaleLayout": False,
-            "Comfy.Workflow.ShowMissingModelsWarning": False,
-        }
+    def run(server: ComfyHost, script: str, job: object, settings: dict, timeout: float = 300) -> dict:
         for key, value in settings.items():
             server.post(f"/settings/{key}", value)
         work = tmp_path_factory.mktemp("page")
-        (work / "jobs.json").write_text(json.dumps(jobs))
+        (work / "job.json").write_text(json.dumps(job))
         done = subprocess.run(
-            ["node", str(HERE / "page.mjs"), server.url, chromium, str(work / "profile"), str(work / "jobs.json")],
-            env={**os.environ, "PLAYWRIGHT_FOLDER": folder},
+            ["node", str(HERE / script), server.url, chromium, str(work / "profile"), str(work / "job.json")],
+            env=env,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=timeout,
         )
         lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
         assert lines, f"the page gave no result:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-        return json.loads(lines[-1].removeprefix(MARK))["results"]
+        return json.loads(lines[-1].removeprefix(MARK))
+
+    return run
+
+
+def page_settings(*, vue_nodes: bool, **more: object) -> dict:
+    """The host's settings for a page without welcome and warnings, in one of its two renderers."""
+    return {
+        "Comfy.TutorialCompleted": True,
+        "Comfy.VueNodes.Enabled": vue_nodes,
+        "Comfy.VueNodes.AutoScaleLayout": False,
+        "Comfy.Workflow.ShowMissingModelsWarning": False,
+        **more,
+    }
+
+
+@pytest.fixture(scope="session")
+def browse(drive):
+    """Open workflows in the page of a server: ``browse(server, jobs, vue_nodes=...)`` returns results by job name."""
+
+    def run(server: ComfyHost, jobs: list[dict], *, vue_nodes: bool) -> dict:
+        return drive(server, "page.mjs", jobs, page_settings(vue_nodes=vue_nodes))["results"]
 
     return run

@@ -141,7 +141,7 @@ export function mount(container, host) {
     const room = roomOf(state.rows, index);
     if (!room) return;
     const [top, bottom] = [index ? room[0] - 0.01 : 1, room[1] + 0.01];
-    if (bottom > top) write(withRow(state.rows, index, { until: Math.min(top, Math.max(bottom, sigma)) }), final);
+    if (top >= bottom) write(withRow(state.rows, index, { until: Math.min(top, Math.max(bottom, sigma)) }), final);
   }
 
   function setFocus(index) {

@@ -1,0 +1,292 @@
+"""The schedule editor in a real page, in the canvas renderer and in Nodes 2.0: what it does to the text, to undo, to
+copies, subgraphs and prompts, and what it looks like.
+
+``FPS_SHOTS`` names a folder for screenshots to look at; ``FPS_WRITE_IMAGES=1`` writes the README's picture.
+``COMFYUI_FRONTEND`` names another frontend's ``static`` folder.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from fpsattention.kernels.presets import PRESETS
+from fpsattention.kernels.schedule import Schedule, ScheduleError
+
+HERE = Path(os.path.abspath(__file__)).parent
+IMAGE = HERE.parent.parent / "docs" / "images" / "editor.png"
+
+HEAD = "# fps-schedule v1, unit sigma\n# until   attention   granularity   window t h w\n"
+THREE = HEAD + (
+    "  0.95    dense\n"
+    "  0.60    fp8         x2            all 50% 40%\n"
+    "  0.00    fp8         x1            all 60% 60%\n"
+)  # fmt: skip
+VIEW = {"width": 1280, "height": 720, "frames": 81, "steps": 20, "shift": 5, "side": 16, "heads": 40, "layers": 40}
+BROKEN = [
+    "",
+    "0.5 sparse\n0 dense",
+    "\n\n   0.5 fp8 x3 all all all",
+    "0.5 fp8 x1 svg 0.3",
+    '[{"until": 0, "attention": "dense"},]',
+    '{"version": 7}',
+    "0.5 dense",
+    "0 fp8 x1 \u4e2d all all",
+]
+CHECKS = [
+    *("keyboard", "mouse", "invalid", "saveAndRun", "preset", "undo", "keys", "wheel", "copy", "subgraph", "linked"),
+    *("unparsable", "anyText", "view", "tiles", "zoom", "old"),
+]
+
+
+def sentence(text: str) -> str | None:
+    try:
+        Schedule.parse(text)
+    except ScheduleError as error:
+        return str(error)
+    return None
+
+
+def rows(text: str) -> list[tuple]:
+    """What a text says, as tuples that read well in a failure; raises where it does not parse."""
+    return [
+        (phase.until, phase.attention, *([phase.granularity, *phase.window] if phase.window else []))
+        for phase in Schedule.parse(text).phases
+    ]
+
+
+def anything() -> list[str]:
+    draw = random.Random(5)
+    letters = " \n\t0.5densefp8x1%all#{}[]\":,\\<>&'\u4e2d\U0001f600\u2028\x00-"
+    return ["".join(draw.choice(letters) for _ in range(draw.randrange(80))) for _ in range(150)]
+
+
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory) -> str:
+    folder = Path(os.environ.get("FPS_SHOTS") or tmp_path_factory.mktemp("shots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "nodes-2"])
+def renderer(request) -> bool:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def job(renderer, shots) -> dict:
+    return {
+        "name": "nodes-2" if renderer else "canvas",
+        "shots": shots,
+        "mild": PRESETS["mild"],
+        "three": THREE,
+        "broken": BROKEN,
+        "anything": anything(),
+        "fpsView": VIEW,
+        "theme": "dark",
+        "locale": "en",
+    }
+
+
+def settings(renderer: bool, theme: str = "dark", locale: str = "en") -> dict:
+    return {
+        "Comfy.TutorialCompleted": True,
+        "Comfy.VueNodes.Enabled": renderer,
+        "Comfy.VueNodes.AutoScaleLayout": False,
+        "Comfy.Workflow.ShowMissingModelsWarning": False,
+        "Comfy.ColorPalette": theme,
+        "Comfy.Locale": locale,
+    }
+
+
+@pytest.fixture(scope="module")
+def page(server, drive, renderer, job):
+    """What every check found, in one page."""
+    found = drive(server, "editor.mjs", job | {"checks": CHECKS}, settings(renderer), timeout=600)
+    assert found["startup"] == []
+    return found
+
+
+@pytest.fixture
+def check(page, request):
+    """The findings of the check that the test is named after."""
+    name = request.node.originalname.removeprefix("test_")
+    words = name.split("_")
+    found = page["results"][words[0] + "".join(word.capitalize() for word in words[1:])]
+    assert "failed" not in found, found["failed"]
+    return found
+
+
+pytestmark = pytest.mark.browser
+MILD_WINDOW = ("fp8", "x1", None, "60%", "60%")
+
+
+def test_keyboard(check):
+    until, attention, window, moved, added, removed, back = map(rows, check["seen"])
+    assert until == [(0.8, "dense"), (0.0, *MILD_WINDOW)]
+    assert attention == [(0.8, *MILD_WINDOW), (0.0, *MILD_WINDOW)]
+    edited = ("fp8", "x2", None, 13, "60%")
+    assert window == [(0.8, *edited), (0.0, *MILD_WINDOW)]
+    assert moved == [(0.8, *MILD_WINDOW), (0.0, *edited)]
+    assert check["focused"] == ["1", "h"]
+    assert [row[1:] for row in added] == [MILD_WINDOW, edited, edited] and 0 < added[1][0] < 0.8
+    assert removed == [(added[1][0], *edited), (0.0, *edited)] or removed == added[1:]
+    assert [row[0] for row in back] == [row[0] for row in removed]
+
+
+def test_mouse(check):
+    added, removed, dragged, chosen, ended, fast = check["seen"]
+    first, second, third = (row[1:] for row in rows(THREE))
+    assert [row[1:] for row in rows(added)] == [first, second, second, third]  # phase 2 is selected at first
+    assert [row[1:] for row in rows(removed)] == [second, second, third]
+    assert [row[1:] for row in rows(dragged)] == [third, second, second]
+    assert [row[0] for row in rows(dragged)] == [row[0] for row in rows(removed)]
+    assert rows(chosen)[1][1:] == ("bf16", None, *second[2:])
+    assert rows(removed)[0][0] < rows(ended)[0][0] <= 1 and rows(ended)[1:] == rows(chosen)[1:]
+    assert fast == PRESETS["fast"] and check["picked"] == "2"
+
+
+def test_invalid(check):
+    """A value that cannot be used stays in its field with Python's words, and the text stays as it was."""
+    assert check["same"] and check["after"] == []
+    said = {value: problems for value, problems, *_ in check["seen"]}
+    for value, problems, invalid, shown in check["seen"]:
+        assert len(problems) == 1 and invalid == "true" and shown == value, value
+        assert problems[0].endswith(".") and not problems[0].startswith("line"), problems
+    assert said["2"] == ["'until' is 2, but sigma runs from 1 down to 0."]
+    assert "'until' is 0.6 after 0.3" in said["0.3"][0]
+    assert said["0"] == ["the extent 0 is not positive; write at least 1, or all."]
+
+
+def test_save_and_run(check):
+    assert rows(check["edited"])[1] == (0.0, "fp8", "x1", None, "60%", "45%")
+    assert check["reloaded"] == check["edited"]
+    assert check["widgets"] == ["custom", check["edited"]]
+    assert check["prompt"] == check["sent"] == {"preset": "custom", "schedule": check["edited"]}
+    assert check["status"] == "success"
+    assert any(check["edited"] in output.get("text", [""])[0] for output in check["outputs"].values())
+
+
+def test_preset(check):
+    """A preset is shown; the first change copies it into the text and selects custom."""
+    assert "balanced" in check["note"] and check["before"] == ["balanced", PRESETS["mild"]]
+    preset, text = check["after"]
+    assert preset == "custom" and rows(text) == [
+        row if i != 1 else (0.5, *row[1:]) for i, row in enumerate(rows(PRESETS["balanced"]))
+    ]
+
+
+def test_undo(check):
+    assert check["edited"] != check["before"] and check["dragged"] != check["before"]
+    assert check["undone"] == [check["before"]] * 3
+    assert check["redone"] == [check["edited"]]
+    assert check["focused"] == "h"
+
+
+def test_keys(check):
+    """No key that is pressed in the editor reaches the graph."""
+    assert check == {"count": 2, "mode": 0}
+
+
+def test_wheel(check):
+    assert check["zoomed"] > check["before"]
+    assert check["scrolled"] > 0 and check["after"] == check["before"]
+
+
+def test_copy(check):
+    assert len(check["ids"]) == check["editors"] == 2
+    assert rows(check["copied"])[1][-1] == rows(check["first"])[1][-1] == "25%"
+    assert rows(check["second"])[1][-1] == "55%"
+
+
+def test_subgraph(check):
+    assert rows(check["inside"])[1][-1] == "35%"
+    assert ["FPSAttentionSchedule", check["inside"]] in check["prompt"]
+
+
+def test_linked(check):
+    assert check["shown"].startswith("Read-only") and "Edit it there" in check["shown"]
+    assert check["rows"] == 3 and check["enabled"] == 0 and check["same"] and check["again"] > 0
+
+
+def test_unparsable(check):
+    """Python's sentence, word for word; the text is not touched, and a preset helps out."""
+    for text, said, left, table in check["seen"]:
+        assert said == sentence(text), text
+        assert left == text and not table
+    assert check["mended"] == PRESETS["fast"]
+
+
+def test_any_text(check):
+    assert check == {"errors": [], "rows": 2}
+
+
+def test_view(check):
+    """The picture's resolution and steps change the picture and nothing that is sent."""
+    assert check["before"] != check["after"] and check["bars"] == 4
+    assert "height" in check["sentence"] and "16384" in check["sentence"]
+    assert check["properties"] == VIEW | {"steps": 4, "shift": 8}
+    assert set(check["prompt"]) == {"preset", "schedule"}
+    assert "at most 2000000 are planned" in check["toolarge"]
+
+
+def test_tiles(check):
+    places = [caption.split("Query tile ")[1] for caption in check["seen"]]
+    assert places[:7] == ["4, 4, 7.", "4, 4, 6.", "4, 3, 6.", "5, 3, 6.", "5, 3, 7.", "5, 4, 7.", "4, 4, 7."]
+    assert len(set(places[6:])) == 3
+
+
+def test_zoom(check):
+    for found in check["found"]:
+        assert abs(found["moved"] - 40) < 8
+        (end, *_), (_, *window) = rows(found["text"])
+        assert end < 0.92 and window[-2] == "20%"
+
+
+def test_old(check):
+    """A workflow of a version without the editor opens unchanged, small as it is, and can be edited."""
+    assert check["after"] == check["before"]
+    assert rows(check["edited"])[1][0] == 0.55
+    height, seen, width, room = check["scroll"]
+    assert height > seen and width <= room
+
+
+def test_no_error_of_ours(page):
+    assert page["errors"] == []
+
+
+@pytest.fixture(scope="module", params=[("dark", "en"), ("light", "zh")], ids=["dark-en", "light-zh"])
+def look(request, server, drive, renderer, job):
+    theme, locale = request.param
+    made = job | {"checks": ["look"], "theme": theme, "locale": locale}
+    found = drive(server, "editor.mjs", made, settings(renderer, theme, locale))
+    server.post("/settings/Comfy.Locale", "en")
+    assert found["errors"] == []
+    return found["results"]["look"] | {"locale": locale}
+
+
+def test_looks(look):
+    assert "failed" not in look, look.get("failed")
+    assert look["overflow"] <= 0
+    assert ("添加阶段" in look["texts"]) == (look["locale"] == "zh")
+    assert ("Add phase" in look["texts"]) == (look["locale"] == "en")
+
+
+def test_accessible(look):
+    assert "failed" not in look, look.get("failed")
+    if look["custom"] is None:
+        pytest.skip("axe-core cannot be installed")
+    for state in ("custom", "preset", "broken", "invalid"):
+        assert look[state] == [], state
+
+
+@pytest.mark.skipif(os.environ.get("FPS_WRITE_IMAGES") != "1", reason="FPS_WRITE_IMAGES=1 writes the README's picture")
+def test_image(server, drive, renderer, job):
+    if not renderer:
+        pytest.skip("the picture is of Nodes 2.0")
+    made = job | {"checks": ["image"], "images": True, "image": str(IMAGE)}
+    IMAGE.parent.mkdir(parents=True, exist_ok=True)
+    found = drive(server, "editor.mjs", made, settings(renderer))["results"]["image"]
+    assert "failed" not in found, found.get("failed")
