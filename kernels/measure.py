@@ -9,72 +9,25 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
-from .attention import BackendError, fps_attention, resolve_backend
-from .bench.cells import window_for
+from .attention import BackendError, resolve_backend
 from .bench.timing import ROUNDS, Clock, Timing, short
 from .calibration import interpolate
 from .cards import card_name, driver_version
+from .contestants import Attention, Ours, Row, Size, contestants, torch_attention
 from .grid import TokenGrid, choose_tiling
-from .plan import Plans
-from .schedule import Schedule
 
 # The densities that say most come first: what does not fit into the limit is left out from the end.
 PERCENTS = (30, 15, 100, 50, 20, 10)
-SIGMA = 0.5
 MOST_REPEATS = 40
 # A size that allows fewer timed calls of everybody than this is measured on fewer heads or frames.
 WANTED_REPEATS = 3
 # The problem on which a processor's speed is guessed: large enough to be more than call overhead.
 PROBE_GRID = (2, 24, 24)
 PROBE_PERCENT = 30
-
-Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Size:
-    """What is measured: the model's shape on a video, the backend and tile of ours, and the seconds it may take."""
-
-    grid: TokenGrid
-    heads: int
-    head_dim: int
-    dtype: torch.dtype
-    device: torch.device
-    backend: str = "auto"
-    slots: int = 64
-    tile: tuple[int, int, int] | None = None
-    seconds: float = 20.0
-
-    @property
-    def pairs(self) -> float:
-        """Query-key pairs of all heads when dense: what the time grows with."""
-        return float(self.grid.tokens) ** 2 * self.heads
-
-    @property
-    def bytes(self) -> int:
-        """Device memory that the measurement may need: inputs, outputs, quantized copies, and the clock's buffer."""
-        width = torch.empty((), dtype=self.dtype).element_size()
-        return 10 * self.grid.tokens * self.heads * self.head_dim * width + 768 * 2**20
-
-
-@dataclass
-class Row:
-    """One contestant: ``family`` is 'dense' or 'ours'; without ``timing`` the ``note`` says why."""
-
-    name: str
-    family: str
-    density: float
-    window: str = ""
-    timing: Timing | None = None
-    note: str = ""
-    starved: bool = False
-    call: Callable[[], object] | None = field(default=None, repr=False)
-    estimate: float = math.inf
-    samples: list[float] = field(default_factory=list, repr=False)
 
 
 @dataclass
@@ -86,9 +39,7 @@ class Measurement:
     rows: list[Row]
     notes: list[str]
     card: str
-    backend: str | None = None
-    attention: str = "fp8"
-    granularity: str | None = "x1"
+    kind: Ours | None = None
     host: str = ""
     date: str = ""
 
@@ -118,12 +69,13 @@ class Measurement:
         ``dense_ms`` is the host's own attention, because that is what dense steps run.
         """
         ours = self.ours()
-        if not ours:
+        if not ours or self.kind is None:
             return None
         size = self.size
         dense = next((r for r in self.rows if r.name == self.host and r.timing), None)
         return {
-            "card": self.card, "backend": self.backend, "attention": self.attention, "granularity": self.granularity,
+            "card": self.card, "backend": self.kind.backend, "attention": self.kind.attention,
+            "granularity": self.kind.granularity,
             "slots": size.slots, "tile": list(choose_tiling(size.grid, size.slots, size.tile).tile),
             "head_dim": size.head_dim, "tokens": size.grid.tokens, "heads": size.heads, "pattern": "window",
             "points": [[row.density, row.timing.median] for row in reversed(ours)],
@@ -131,15 +83,6 @@ class Measurement:
             "measured": self.date, "torch": torch.__version__, "triton": _triton(),
             "driver": driver_version(size.device),
         }  # fmt: skip
-
-
-def torch_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> torch.Tensor:
-    """Return torch's own attention of ``(b, s, heads * d)``: the dense one where there is no host."""
-    b, s, _ = q.shape
-    out = torch.nn.functional.scaled_dot_product_attention(
-        *(x.view(b, s, heads, -1).transpose(1, 2) for x in (q, k, v))
-    )
-    return out.transpose(1, 2).reshape(b, s, -1)
 
 
 def measure(
@@ -197,55 +140,23 @@ def _choose_backend(result: Measurement) -> None:
         attention = "bf16"
     if note:
         result.notes.append(note)
-    result.backend, result.attention = name, attention
-    result.granularity = "x1" if attention == "fp8" else None
-
-
-def _contestants(size: Size, result: Measurement, host: Attention, percents: tuple[int, ...]) -> list[Row]:
-    """Return the rows of ``size``, ready to be called, the most important first; raises what memory raises."""
-    shape = (1, size.grid.tokens, size.heads, size.head_dim)
-    generator = torch.Generator(size.device).manual_seed(0)
-    q, k, v = (torch.randn(shape, generator=generator, device=size.device, dtype=size.dtype) for _ in range(3))
-    flat = [x.flatten(2) for x in (q, k, v)]
-    rows = [Row(result.host, "dense", 1.0, call=lambda: host(*flat, size.heads))]
-    if size.device.type == "cuda" and not torch.version.hip and size.dtype in (torch.float16, torch.bfloat16):
-        rows.append(Row("cudnn", "dense", 1.0, call=lambda: _cudnn(q, k, v)))
-    if result.backend is None:
-        return rows
-    found: dict[float, Row] = {}
-    for percent in percents:
-        window = window_for(size.grid.shape, size.slots, percent, size.tile)
-        line = f"0.00 {result.attention} {result.granularity or '-'} {window.words}"
-        plans = Plans(Schedule.parse(line), size.grid, size.heads, slots=size.slots, tile=size.tile)
-        density = plans.density(SIGMA)
-        if any(abs(density - other) < 1e-6 for other in found):
-            continue
-
-        def call(plans: Plans = plans) -> object:
-            return fps_attention(q, k, v, plans.at(SIGMA, device=size.device), backend=result.backend)
-
-        found[density] = Row(result.backend, "ours", density, window.words, call=call)
-    return rows + list(found.values())
-
-
-def _cudnn(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+    result.kind = Ours(name, attention, "x1" if attention == "fp8" else None)
 
 
 def _probe(result: Measurement, clock: Clock, host: Attention, tick: Callable[[float], None]) -> dict[str, float]:
-    """Return guessed milliseconds per query-key pair by family, from one head (and on a processor a small grid)."""
+    """Return guessed milliseconds per query-key pair by name and, all together, by family, from one head (on a
+    processor of a small grid)."""
     wanted = result.wanted
     grid = wanted.grid if clock.cuda else TokenGrid(*(min(a, b) for a, b in zip(wanted.grid.shape, PROBE_GRID)))
     small = replace(wanted, grid=grid, heads=1)
     costs = {}
-    for row in _contestants(small, result, host, (PROBE_PERCENT,)):
+    for row in contestants(small, result.kind, result.host, host, (PROBE_PERCENT,)):
         tick(0.0)
         try:
             clock.once(row.call)  # compiles, or fills caches
-            costs.setdefault(row.family, clock.once(row.call) / (small.pairs * row.density))
+            cost = clock.once(row.call) / (small.pairs * row.density)
+            costs[row.name] = cost
+            costs[row.family] = costs.get(row.family, 0.0) + cost
         except Exception as error:  # told where it is measured
             if out_of_memory(error) and clock.cuda:
                 torch.cuda.empty_cache()
@@ -253,9 +164,8 @@ def _probe(result: Measurement, clock: Clock, host: Attention, tick: Callable[[f
 
 
 def _cost(size: Size, costs: dict[str, float]) -> float:
-    """Return the guessed milliseconds of calling everybody once."""
-    dense = 2 if size.device.type == "cuda" else 1
-    return size.pairs * (dense * costs.get("dense", 0.0) + sum(PERCENTS) / 100 * costs.get("ours", 0.0))
+    """Return the guessed milliseconds of calling everybody once; ``costs`` holds a sum for 'dense'."""
+    return size.pairs * (costs.get("dense", 0.0) + sum(PERCENTS) / 100 * costs.get("ours", 0.0))
 
 
 def _fitting(result: Measurement, costs: dict[str, float]) -> Size:
@@ -312,7 +222,7 @@ def _run(
     result: Measurement, clock: Clock, host: Attention, costs: dict[str, float], tick: Callable[[float], None]
 ) -> None:
     size = result.size
-    result.rows = _contestants(size, result, host, PERCENTS)
+    result.rows = contestants(size, result.kind, result.host, host, PERCENTS)
     limit = size.seconds * 1e3
     spent = _first_calls(result, clock, costs, tick)
     running = [row for row in result.rows if not row.note]
@@ -345,7 +255,7 @@ def _first_calls(result: Measurement, clock: Clock, costs: dict[str, float], tic
     limit = size.seconds * 1e3
     for row in result.rows:
         tick(min(0.99, spent / limit))
-        expected = costs.get(row.family, 0.0) * size.pairs * row.density
+        expected = costs.get(row.name, 0.0) * size.pairs * row.density
         if spent + expected > limit:
             left = max(0.0, limit - spent) / 1e3
             row.note = f"left out: it takes about {expected / 1e3:.1f} s, {left:.1f} s of {size.seconds:g} s were left"

@@ -7,7 +7,8 @@ import textwrap
 import torch
 from PIL import ImageDraw
 
-from ..kernels.measure import Measurement, Row
+from ..kernels.contestants import Row
+from ..kernels.measure import Measurement
 from .benchmark_text import conditions, headline, label_of
 from .drawing import COLORS, GRID, INK, MARGIN, PAPER, SOFT, WIDTH, bar, font, image_tensor, page
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..kernels.calibration import Calibration, CalibrationError, calibration_path
 from ..kernels.calibration_file import shown
-from ..kernels.measure import Measurement, Size
+from ..kernels.contestants import Size
+from ..kernels.measure import Measurement
 from ..kernels.outlook import PIXELS_PER_TOKEN
 from .host import default_dtype, host_device, stop_if_canceled
 from .model_facts import ModelFacts

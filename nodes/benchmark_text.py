@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..kernels import cards
-from ..kernels.measure import Measurement, Row
+from ..kernels.contestants import Row
+from ..kernels.measure import Measurement
 
 _HEAD = f"{'attention':<30} {'density':>8}  {'window':<14} {'ms':>10} {'quartiles':>19} {'calls':>6}  {'speedup':>8}"
 

@@ -189,7 +189,7 @@ def _calibration(report: Report) -> list[str]:
         points = ", ".join(f"{density:.0%} {ms:.4g}" for density, ms in entry["points"])
         dense = "" if entry["dense_ms"] is None else f"; dense {entry['dense_ms']:.4g} ({entry['dense_backend']})"
         lines.append(
-            f"  {entry['measured'][:10]} {entry['backend']}, {entry['tokens']:,} tokens x {entry['heads']} heads of "
+            f"  {entry['measured'][:10]} {entry['backend']}, {entry['tokens']:,} tokens, heads {entry['heads']} x "
             f"{entry['head_dim']}: ms at {points}{dense}"
         )
     if not ours:

@@ -36,7 +36,7 @@ def host_attention() -> tuple[str, Any]:
     try:
         from comfy.ldm.modules import attention
     except ImportError:
-        from ..kernels.measure import torch_attention
+        from ..kernels.contestants import torch_attention
 
         return "torch", torch_attention
     function = attention.optimized_attention

@@ -9,8 +9,9 @@ import pytest
 import torch
 from fpsattention.kernels.calibration_file import checked
 from fpsattention.kernels.cards import card_name, driver_version
+from fpsattention.kernels.contestants import Size
 from fpsattention.kernels.grid import TokenGrid
-from fpsattention.kernels.measure import Size, measure
+from fpsattention.kernels.measure import measure
 
 pytestmark = pytest.mark.gpu
 

@@ -8,11 +8,13 @@ import weakref
 
 import pytest
 import torch
+from fpsattention.kernels import contestants as takes_part
 from fpsattention.kernels import measure as module
 from fpsattention.kernels.calibration import Calibration
 from fpsattention.kernels.calibration_file import checked
+from fpsattention.kernels.contestants import Row, Size, torch_attention
 from fpsattention.kernels.grid import TokenGrid
-from fpsattention.kernels.measure import PERCENTS, Row, Size, expected_ms, measure, torch_attention
+from fpsattention.kernels.measure import PERCENTS, expected_ms, measure
 
 CPU = torch.device("cpu")
 
@@ -43,7 +45,7 @@ class FakeClock:
 def fake(monkeypatch, dense: float, ours: float, bad=()) -> None:
     """Let everybody cost milliseconds: ``dense`` and ``ours`` per thousand pairs of a head."""
 
-    def contestants(what: Size, result, host, percents):
+    def contestants(what: Size, kind, name, host, percents):
         def call(cost, name):
             def run():
                 if name in bad:
@@ -58,7 +60,7 @@ def fake(monkeypatch, dense: float, ours: float, bad=()) -> None:
             rows.append(Row("reference", "ours", percent / 100, "all 1 1", call=call(cost, percent)))
         return rows
 
-    monkeypatch.setattr(module, "_contestants", contestants)
+    monkeypatch.setattr(module, "contestants", contestants)
     monkeypatch.setattr(module, "Clock", FakeClock)
 
 
@@ -76,6 +78,18 @@ def test_what_is_measured_is_an_entry():
     calibration.put(entry)
     found = calibration.milliseconds(result.card, 576, 1, 64, "fp8", "x1", 0.5)
     assert found.ms == pytest.approx(expected_ms(result, 0.5)) and not found.scaled
+
+
+def test_a_weak_host_is_no_baseline():
+    """A host on a slow attention is measured, and torch's own beside it: the ratio is against the faster."""
+
+    def slow(q, k, v, heads):
+        time.sleep(0.05)
+        return torch_attention(q, k, v, heads)
+
+    result = measure(size(), slow, "attention_sub_quad")
+    assert {row.name for row in result.rows if row.family == "dense"} == {"attention_sub_quad", "sdpa"}
+    assert result.strongest().name == "sdpa" and result.entry()["dense_backend"] == "attention_sub_quad"
 
 
 def test_the_trained_tile_is_measured():
@@ -96,7 +110,7 @@ def test_thin_and_tiny_grids(grid, heads):
 def test_ours_is_what_a_model_would_call(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        module, "fps_attention", lambda q, k, v, plan, backend: seen.append((q.shape, plan, backend)) or q
+        takes_part, "fps_attention", lambda q, k, v, plan, backend: seen.append((q.shape, plan, backend)) or q
     )
     result = measure(size(heads=2))
     assert {shape for shape, _, _ in seen} >= {(1, 576, 2, 64)} and {backend for *_, backend in seen} == {"reference"}
@@ -210,14 +224,14 @@ def test_dense_without_memory_leaves_no_speedup(monkeypatch):
 
 
 def test_where_memory_holds_nobody_there_are_fewer_heads(monkeypatch):
-    real = module._contestants
+    real = module.contestants
 
     def contestants(what, *args):
         if what.heads > 2:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
         return real(what, *args)
 
-    monkeypatch.setattr(module, "_contestants", contestants)
+    monkeypatch.setattr(module, "contestants", contestants)
     result = measure(size(heads=8))
     assert result.size.heads == 2 and result.entry()["heads"] == 2 and result.scale == 4
     halved = next(note for note in result.notes if "half of the heads" in note)
@@ -227,13 +241,13 @@ def test_where_memory_holds_nobody_there_are_fewer_heads(monkeypatch):
         raise RuntimeError("CUDA error: out of memory")
 
     monkeypatch.setattr(module, "_probe", lambda *args: {"dense": 1e-9, "ours": 1e-9})
-    monkeypatch.setattr(module, "_contestants", nothing)
+    monkeypatch.setattr(module, "contestants", nothing)
     result = measure(size(heads=8))
     assert result.entry() is None and result.rows == [] and "choose a smaller video" in result.notes[-1]
 
 
 def test_an_error_of_our_own_is_not_hidden(monkeypatch):
-    monkeypatch.setattr(module, "_contestants", lambda *args: (_ for _ in ()).throw(KeyError("bug")))
+    monkeypatch.setattr(module, "contestants", lambda *args: (_ for _ in ()).throw(KeyError("bug")))
     with pytest.raises(KeyError):
         measure(size())
 

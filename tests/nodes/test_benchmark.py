@@ -13,8 +13,9 @@ from fpsattention.kernels.bench.timing import Timing
 from fpsattention.kernels.calibration import Calibration
 from fpsattention.kernels.calibration_file import ENVIRONMENT
 from fpsattention.kernels.checkpoint import Header
+from fpsattention.kernels.contestants import Ours, Row, Size
 from fpsattention.kernels.grid import TokenGrid
-from fpsattention.kernels.measure import Measurement, Row, Size, measure
+from fpsattention.kernels.measure import Measurement, measure
 from fpsattention.kernels.schedule import Schedule
 from fpsattention.nodes import host as host_side
 from fpsattention.nodes import routes
@@ -46,9 +47,8 @@ def made(dense=(12.0,), ours=((1.0, 9.0), (0.3, 4.0), (0.1, 1.5)), notes=()) -> 
         Row(f"dense{i}", "dense", 1.0, timing=Timing(ms, ms * 0.9, ms * 1.1, ms * 0.9, 9)) for i, ms in enumerate(dense)
     ]
     rows += [Row("triton-fp8", "ours", d, "all 9 9", Timing(ms, ms, ms, ms, 9)) for d, ms in ours]
-    return Measurement(
-        size, size, rows, list(notes), "Card", "triton-fp8", host="dense0", date="2026-11-21T20:00:00+00:00"
-    )
+    kind = Ours("triton-fp8", "fp8", "x1")
+    return Measurement(size, size, rows, list(notes), "Card", kind, host="dense0", date="2026-11-21T20:00:00+00:00")
 
 
 def test_the_ratio_is_against_the_strongest_dense():
