@@ -1,0 +1,142 @@
+"""Makes the pictures that show the page itself: thumbnails of the shipped workflows, and the editor on the help page.
+
+Run it as ``COMFYUI_PATH=... python tests/browser/make_pictures.py`` with the pack on the path; it needs Chromium, node
+and playwright-core (``PLAYWRIGHT_FOLDER``). Each workflow is run small, on stand-ins, so that reports and videos show.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+
+from fpsattention.kernels.checkpoint import Header
+from fpsattention.kernels.presets import preset
+from fpsattention.training.comfy_host import ComfyHost, find_checkout
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+WORKFLOWS = ROOT / "workflows"
+EDITOR = ROOT / "nodes" / "web" / "docs" / "images" / "editor.png"
+SIZE = (640, 360)
+
+TITLES = {
+    "wan2.1_t2v_1.3b_fpsattention": ("Text to video 1.3B", "a checkpoint with its own sparse attention"),
+    "wan2.1_t2v_14b_fpsattention": ("Text to video 14B", "a checkpoint with its own sparse attention"),
+    "wan2.1_t2v_stock_with_fpsattention": ("Stock Wan2.1", "sparse FP8 attention, phase by phase"),
+    "wan2.1_i2v_14b_with_fpsattention": ("Image to video", "Wan2.1 I2V 14B with FPSAttention"),
+    "wan2.1_vace_with_fpsattention": ("VACE", "a reference picture, control blocks sparse too"),
+    "wan2.1_t2v_14b_4_steps_with_fpsattention": ("Four steps", "distilled LoRA, only the first step dense"),
+    "wan2.1_compare_dense_and_fpsattention": ("Dense or sparse?", "same seed, two reports, side by side"),
+    "wan2.1_profile_schedule_sample": ("Profile your model", "measure, propose a schedule, sample"),
+}
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def screenshots(folder: Path) -> dict[str, Path]:
+    """Open every workflow in a real page, large, and return the screenshots by name; ``editor`` shows one node."""
+    stand_ins = load(ROOT / "tests" / "host" / "stand_ins.py")
+    tiny = load(ROOT / "tests" / "host" / "inside" / "fps_tiny.py")
+    metadata = Header(preset("balanced")).to_metadata()
+    checkout, chromium = find_checkout(ROOT), shutil.which("chromium") or os.environ["CHROMIUM"]
+    with ComfyHost(checkout, folder / "host", ROOT, extra_packs=[ROOT / "tests" / "host" / "testpack"]) as host:
+        jobs = []
+        for name in TITLES:
+            api = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+            stand_ins.offer(host.base, api, tiny, metadata)
+            offer_encoders(host.base, api)
+            jobs.append(job(name, WORKFLOWS / f"{name}.json", folder))
+        editor = job("editor", WORKFLOWS / "wan2.1_t2v_stock_with_fpsattention.json", folder)
+        jobs.append(editor | {"fit": node_place(Path(editor["path"]), "FPSAttentionSchedule")})
+        for key, value in {
+            "Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": True, "Comfy.VueNodes.AutoScaleLayout": False,
+            "Comfy.Minimap.Visible": False, "Comfy.Workflow.ShowMissingModelsWarning": False,
+        }.items():  # fmt: skip
+            host.post(f"/settings/{key}", value)
+        (folder / "jobs.json").write_text(json.dumps(jobs))
+        subprocess.run(
+            ["node", str(HERE / "page.mjs"), host.url, chromium, str(folder / "profile"), str(folder / "jobs.json")],
+            check=True, capture_output=True, timeout=500,
+        )  # fmt: skip
+    return {job["name"]: Path(job["screenshot"]) for job in jobs}
+
+
+def job(name: str, workflow: Path, folder: Path) -> dict:
+    return {"name": name, "path": str(workflow), "screenshot": str(folder / f"{name}.png"), "fit": True}
+
+
+def offer_encoders(base: Path, api: dict) -> None:
+    folders = {"CLIPLoader": "text_encoders", "CLIPVisionLoader": "clip_vision"}
+    for node in api.values():
+        if node["class_type"] in folders:
+            path = base / "models" / folders[node["class_type"]] / node["inputs"]["clip_name"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+
+
+def node_place(workflow: Path, kind: str) -> dict[str, float]:
+    """Scale and offset that put the node, with its title, at (120, 120) of the page in its own size."""
+    (node,) = [n for n in json.loads(workflow.read_text(encoding="utf-8"))["nodes"] if n["type"] == kind]
+    left, top = node["pos"]
+    return {"scale": 1.1, "x": 120 / 1.1 - left, "y": 120 / 1.1 - (top - 30)}
+
+
+def thumbnail(shot: Path, title: str, words: str, target: Path) -> None:
+    """Write the graph of the screenshot under a title."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture = Image.new("RGB", SIZE, "#16181d")
+    draw = ImageDraw.Draw(picture)
+    fonts = [ImageFont.truetype(f"DejaVuSans{kind}.ttf", size) for kind, size in (("-Bold", 40), ("", 20))]
+    draw.rectangle((0, 0, 8, SIZE[1]), fill="#4fa3ff")
+    draw.text((36, 22), title, "#ffffff", fonts[0])
+    draw.text((38, 76), words, "#a9c9ee", fonts[1])
+    with Image.open(shot) as whole:
+        graph = whole.convert("RGB").crop((60, 80, whole.width - 10, whole.height - 60))
+    box = content(graph)
+    graph = graph.crop(box)
+    scale = min((SIZE[0] - 48) / graph.width, (SIZE[1] - 134) / graph.height)
+    graph = graph.resize((round(graph.width * scale), round(graph.height * scale)), Image.Resampling.LANCZOS)
+    picture.paste(graph, (28 + (SIZE[0] - 48 - graph.width) // 2, 120))
+    picture.save(target, quality=82, optimize=True)
+
+
+def content(picture) -> tuple[int, int, int, int]:
+    """The box of everything that is not the page's background."""
+    from PIL import Image, ImageChops
+
+    background = Image.new("RGB", picture.size, picture.getpixel((2, picture.height // 2)))
+    return ImageChops.difference(picture, background).convert("L").point(lambda v: 255 * (v > 24)).getbbox()
+
+
+def main() -> int:
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as base:
+        shots = screenshots(Path(base))
+        for name, (title, words) in TITLES.items():
+            thumbnail(shots[name], title, words, WORKFLOWS / f"{name}.jpg")
+            print(WORKFLOWS / f"{name}.jpg")
+        EDITOR.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(shots["editor"]) as whole:
+            node = whole.convert("RGB").crop((108, 108, 120 + round(560 * 1.1) + 12, 120 + round(850 * 1.1) + 12))
+            node.quantize(128).save(EDITOR, optimize=True)
+        print(EDITOR)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
