@@ -114,7 +114,7 @@ def test_what_fails_costs_its_line(monkeypatch):
     [
         ("cannot open /usr/lib/x/libcuda.so.1: no", "cannot open .../libcuda.so.1: no"),
         ("'/opt/a/b.py'", "'.../b.py'"),
-        (r"C:\Users\Joe\ComfyUI\venv\python.exe fails", ".../python.exe fails"),
+        (r"D:\Joe\ComfyUI\venv\python.exe fails", ".../python.exe fails"),
         ("https://github.com/a/b and 1/2, a/b, x1", "https://github.com/a/b and 1/2, a/b, x1"),
         ("module /data/joe/custom_nodes/kj.nodes.f", "module .../kj.nodes.f"),
     ],
