@@ -20,14 +20,18 @@ def timings(run: Run) -> list[str]:
     steps = [step for step in run.steps.values() if step.evaluations]
     if not steps:
         return []
-    return [*_compared(steps), *_in_blocks(steps), *_skipped(run)]
+    # The last step of a run that was stopped is not a whole one.
+    whole = sorted(steps, key=lambda step: -step.sigma)[:-1] if run.stopped else steps
+    return [*_compared(whole), *_in_blocks(steps), *_skipped(run)]
 
 
 def _compared(steps: list[Step]) -> list[str]:
     """How long a sparse step took beside a dense one of the same run."""
     order = sorted(steps, key=lambda step: -step.sigma)
     sparse = [step for step in order if step.sparse and not step.dense]
-    dense = [step for step in order if not step.sparse]
+    dense = [step for step in order if step.dense and not step.sparse]
+    if not steps:
+        return ["no step was finished, so none can be compared"]
     if not sparse and not dense:
         return ["every step ran partly dense, so a sparse step cannot be compared with a dense one"]
     if not dense:

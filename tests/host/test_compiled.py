@@ -1,0 +1,39 @@
+"""torch.compile beside ours: the host's compile node drops the guards on what changes from step to step, so nothing of
+ours may be baked into a graph. Three phases, the first one dense or sparse, in both orders."""
+
+from __future__ import annotations
+
+import pytest
+
+PHASES = {"dense_first": ([0, 3, 3, 3], [3, 0, 0, 0]), "sparse_first": ([3, 0, 3, 3], [0, 3, 0, 0])}
+
+
+@pytest.fixture(scope="module")
+def results(inside):
+    return inside("fps_compiled")
+
+
+def check(case: dict, phases: str, bound: float) -> None:
+    sparse, dense = PHASES[phases]
+    for order in ("before", "after"):
+        found = case[order]
+        assert found["relative"] < bound, order
+        assert (found["sparse"], found["dense"]) == (sparse, dense), order
+        assert found["reasons"] == [{}, {}, {}, {}], order
+        assert found["timed"] == [3, 3, 3, 3], "blocks are timed outside of the compiled code"
+
+
+@pytest.mark.parametrize("phases", PHASES)
+@pytest.mark.parametrize("what", ["whole", "blocks"])
+def test_every_phase_runs_in_a_compiled_model(results, what, phases):
+    check(results[f"{what}_{phases}"], phases, 1e-6)
+
+
+def test_a_dense_schedule_changes_nothing(results):
+    assert results["a_dense_schedule"] == 0
+
+
+def test_the_hosts_own_node(results):
+    if results["inductor"] is None:
+        pytest.skip("compiling for a processor takes minutes; FPS_INDUCTOR=1 does it")
+    check(results["inductor"], "dense_first", 1e-4)
