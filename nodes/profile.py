@@ -224,7 +224,7 @@ def _expect(meter: Meter, segments: list[Segment], effort: Effort, runs: bool, g
     steps = sum(segment.steps for segment in segments)
     last = steps if sampling.replays else 0
     alone = sum(steps - segment.first for segment in segments) if last else len(segments) * steps
-    tries = ATTEMPTS + 1 if goal.aim == "psnr" else 2
+    tries = ATTEMPTS + 1 if goal.aim == "psnr" else 3
     total = steps + len(effort.one_step) + ((alone + steps * (1 + tries)) if runs else 0)
     planned = steps * (1 + effort.rows / max(steps, 1)) + effort.loss * len(effort.one_step)
     sentence = f"{steps} dense steps with row probes (at most {effort.total:.2g} dense steps more)"

@@ -92,14 +92,17 @@ def _sensitivity(draw: ImageDraw.ImageDraw, study: Study, top: int) -> None:
 
 
 def _densities(draw: ImageDraw.ImageDraw, study: Study, places: list, base: float) -> None:
-    """The proposed density over the first part of each phase, unless the bar's own number stands there."""
+    """The proposed density over the first part of each phase."""
     levels = study.proposal.levels
     for i, level in enumerate(levels):
         if i and levels[i - 1] == level:
             continue
         density = study.levels[level].density
-        place = (places[i][0] + 8, base - density * _PLOT - 3)
-        draw.text(place, number(density, percent=True), font=pen.font(13), fill=pen.COLORS[5], anchor="lb")
+        place = (places[i][0] + 10, base - density * _PLOT - 7)
+        label, letters = number(density, percent=True), pen.font(13)
+        box = draw.textbbox(place, label, font=letters, anchor="lb")
+        draw.rectangle((box[0] - 3, box[1] - 2, box[2] + 3, box[3] + 2), fill=pen.PAPER)
+        draw.text(place, label, font=letters, fill=pen.COLORS[5], anchor="lb")
 
 
 def _windows(draw: ImageDraw.ImageDraw, study: Study, left: int, top: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..kernels.grid import TokenGrid
 from ..kernels.profiling.cost import Effort, ModelShape
 from ..kernels.profiling.ranking import agreement, rank_correlation
-from ..kernels.profiling.study import Candidate, Study, segment_loss
+from ..kernels.profiling.study import Candidate, Study, promising_shape, segment_loss
 from ..kernels.profiling.table import decibels
 from .profile_meter import spoken
 from .profile_sampling import Job
@@ -87,7 +87,7 @@ def _proposals(study: Study) -> str:
 
 
 def _candidate_row(study: Study, candidate: Candidate) -> tuple[str, ...]:
-    densities = " ".join(f"{study.levels[level].density:.2f}" for level in candidate.levels)
+    densities = " ".join(f"{study.levels[level].density:.2f}" for level in candidate.levels) or "-"
     return (candidate.name, f"{candidate.work:.3f}", _db(candidate.predicted), _db(candidate.measured), densities)
 
 
@@ -158,15 +158,11 @@ def _windows(study: Study) -> str:
     for level in shown:
         rows.append((level.text, f"{level.density:.3f}", *_errors(study, level.text)))
     text = f"Windows: relative L2 error of attention rows, mean of all probed steps and layers\n{table(rows)}"
-    probing = study.levels[study.probing]
-    base = study.table.mean_square(probing.text) ** 0.5
-    others = [level for level in plan.windows if level.window and level.window[0] is not None]
-    better = [level for level in others if study.table.mean_square(level.text) ** 0.5 < 0.9 * base]
-    better = [level for level in better if level.density <= 1.1 * probing.density]
-    if better:
-        best = min(better, key=lambda level: study.table.mean_square(level.text))
-        text += f"On these rows '{best.text}', which leaves out time, loses less than '{probing.text}': worth a try.\n"
-    elif others:
+    best = promising_shape(study)
+    if best is not None and not study.measured:
+        kept = study.levels[study.probing].text
+        text += f"On these rows '{best.text}', which leaves out time, loses less than '{kept}': worth a try.\n"
+    elif best is None and any(level.window[0] is not None for level in plan.windows):
         text += "Windows that leave out time lose no less at this density, so all of time is kept.\n"
     return text
 
