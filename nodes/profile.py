@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,8 +12,9 @@ import torch
 from ..kernels.grid import TokenGrid
 from ..kernels.profiling.cost import FLOAT32, Effort, plan_effort
 from ..kernels.profiling.errors import ProfileError
+from ..kernels.profiling.propose import ATTEMPTS, propose
 from ..kernels.profiling.rows import RowPlan, plan_rows
-from ..kernels.profiling.study import ATTEMPTS, Goal, Study, check_goal, estimate, measure, probing_level, propose
+from ..kernels.profiling.study import Goal, Study, check_goal, measure, probing_level
 from ..kernels.profiling.trajectory import Segment, cut
 from ..kernels.profiling.windows import ladder, other_shapes
 from ._api import CATEGORY, FpsSchedule, io, show_text, ui
@@ -179,7 +179,6 @@ def _profile(model: Any, job: Job, goal: Goal, runs: bool, node_id: str | None) 
         measure(study, sampling.run)
         propose(study, sampling.run)
     else:
-        estimate(study, [a - b for a, b in pairwise(sampling.sigmas)])
         propose(study, None)
     meter.finish()
     study.notes += sampling.notes
@@ -224,7 +223,7 @@ def _expect(meter: Meter, segments: list[Segment], effort: Effort, runs: bool, g
     steps = sum(segment.steps for segment in segments)
     last = steps if sampling.replays else 0
     alone = sum(steps - segment.first for segment in segments) if last else len(segments) * steps
-    tries = ATTEMPTS + 1 if goal.aim == "psnr" else 3
+    tries = ATTEMPTS + 3 if goal.aim == "psnr" else 4
     total = steps + len(effort.one_step) + ((alone + steps * (1 + tries)) if runs else 0)
     planned = steps * (1 + effort.rows / max(steps, 1)) + effort.loss * len(effort.one_step)
     sentence = f"{steps} dense steps with row probes (at most {effort.total:.2g} dense steps more)"

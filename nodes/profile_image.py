@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import ImageDraw
 
-from ..kernels.profiling.study import Study, segment_loss
+from ..kernels.profiling.study import Study
 from . import drawing as pen
 from .profile_plots import Axis, curves, heat_map, log_ticks, number
 from .profile_text import Facts, headline
@@ -47,10 +47,9 @@ def profile_image(study: Study, facts: Facts) -> torch.Tensor:
 def _sensitivity(draw: ImageDraw.ImageDraw, study: Study, top: int) -> None:
     """A bar per part of the run, as wide as its steps: harm per step; and lines: the proposed and uniform density."""
     left, right, base = pen.MARGIN, pen.WIDTH - 64, top + 24 + _PLOT
-    singles = study.singles or [part[study.probing] for part in study.prediction.parts]
-    harm = [single / segment.steps for single, segment in zip(singles, study.segments)]
-    what = "of the final latent" if study.measured else "(estimated from attention errors)"
-    title = f"Bars: squared error {what} per step, each part alone sparse (left).   Lines: density (right)"
+    harm = study.harm()
+    what = "squared error of the final latent per step" if study.measured else "squared one-step loss"
+    title = f"Bars: {what}, each part alone sparse (left).   Lines: density (right)"
     draw.text((left, top - 8), title, font=pen.font(15), fill=pen.INK)
     largest = max(harm) or 1.0
     steps = sum(segment.steps for segment in study.segments)
@@ -83,7 +82,7 @@ def _sensitivity(draw: ImageDraw.ImageDraw, study: Study, top: int) -> None:
         draw.text((right + 8, base - share * _PLOT), number(share), font=pen.font(13), fill=pen.COLORS[5], anchor="lm")
     y = base + 48
     legend = [
-        (pen.COLORS[4], "harm per step, relative to the largest; its PSNR above"),
+        (pen.COLORS[4], "relative to the largest; above: PSNR" if study.measured else "relative to the largest"),
         (pen.COLORS[5], "proposed density"),
     ]
     if study.uniform is not None:
@@ -173,16 +172,13 @@ def _steps(draw: ImageDraw.ImageDraw, study: Study, facts: Facts, left: int, top
 def _losses(draw: ImageDraw.ImageDraw, study: Study, left: int, top: int) -> None:
     """Row error, one-step loss and final harm per part, each relative to its own largest: do they rank alike?"""
     segments = study.segments
-    level = study.levels[study.probing]
-    singles = study.singles or [part[study.probing] for part in study.prediction.parts]
-    final = [math.sqrt(single / segment.steps) for single, segment in zip(singles, segments)]
-    rows = [math.sqrt(study.table.curve(segment, [level])[0]) for segment in segments]
-    loss = [segment_loss(study, segment) for segment in segments]
+    rows = [study.row_error(segment) for segment in segments]
+    loss = [study.loss(segment) for segment in segments]
     groups = [("attention rows", pen.COLORS[0], rows), ("one-step loss", pen.COLORS[1], loss)]
     if study.measured:
-        groups.append(("final latent", pen.COLORS[4], final))
+        groups.append(("final latent", pen.COLORS[4], [math.sqrt(value) for value in study.harm()]))
     base, right = top + 24 + _PLOT, left + _HALF
-    title = "Three measures of the same parts, each relative to its largest"
+    title = f"{len(groups)} measures of the same parts, each relative to its largest"
     draw.text((left, top - 8), title, font=pen.font(15), fill=pen.INK)
     pen.share_lines(draw, left, right, base, _PLOT)
     slot = (right - left) / len(segments)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..kernels.grid import TokenGrid
 from ..kernels.profiling.cost import Effort, ModelShape
 from ..kernels.profiling.ranking import agreement, rank_correlation
-from ..kernels.profiling.study import Candidate, Study, promising_shape, segment_loss
+from ..kernels.profiling.study import Candidate, Study, promising_shape
 from ..kernels.profiling.table import decibels
 from .profile_meter import spoken
 from .profile_sampling import Job
@@ -36,10 +36,11 @@ def headline(study: Study) -> str:
     phases = len(proposal.schedule.phases)
     line = f"{phases} phase{'s' * (phases > 1)}, attention work {proposal.work:.0%} of dense"
     if proposal.measured is None:
-        return f"{line}; estimated from attention errors, not measured"
+        return f"{line}: uniform, since no final latent was compared"
     line += f", final latent {_db(proposal.measured)}"
+    others = [uniform, *(c for c in study.tried if c.name == "uniform above")]
     if uniform is not None and uniform.levels != proposal.levels:
-        line += f" (uniform at {uniform.work:.0%}: {_db(uniform.measured)})"
+        line += f" (uniform: {', '.join(f'{_db(c.measured)} at {c.work:.0%}' for c in others)})"
     return line
 
 
@@ -82,7 +83,7 @@ def _proposals(study: Study) -> str:
             rows.append(_candidate_row(study, candidate))
     title = "Proposal, and the uniform schedule of equal work (PSNR of the final latent against the dense one)"
     if not study.measured:
-        title = "Proposal (an estimate from attention errors: no final latent was compared)"
+        title = "Proposal: uniform, because no final latent was compared"
     return f"{title}\n{table(rows)}"
 
 
@@ -99,13 +100,14 @@ def _notes(study: Study, facts: Facts) -> str:
         )
     if not study.measured:
         notes.append(
-            "attention errors can rank schedules the other way round than final latents do; use the effort 'runs' for "
-            "a measured proposal."
+            "errors of attention rows and of single steps can rank parts of the run the other way round than the final "
+            "latent does, so they propose no phases; use the effort 'runs' for that."
         )
     elif study.prediction is not None and len(study.segments) > 1:
         power = study.prediction.power
         kind = "add up as if independent" if 0.8 <= power <= 1.25 else "reinforce each other" if power < 0.8 else ""
         notes.append(f"errors of different parts {kind or 'partly hide each other'} (exponent {power:.2f}).")
+        notes.append(f"the final error goes with the row error to the power {study.prediction.bend:.2f}.")
     if study.measured:
         notes.append("one seed is one sample: differences below a few tenths of a dB mean nothing.")
     if "ancestral" in facts.job.sampler_name or "sde" in facts.job.sampler_name or facts.job.sampler_name == "lcm":
@@ -114,31 +116,28 @@ def _notes(study: Study, facts: Facts) -> str:
 
 
 def _segments(study: Study) -> str:
-    level = study.levels[study.probing]
     rows = [("steps", "sigma", "alone sparse", "harm", "per step", "one-step loss", "row error", "proposed")]
-    singles = study.singles or [part[study.probing] for part in study.prediction.parts]
-    total = sum(singles) or 1.0
-    errors = [study.table.curve(segment, [level])[0] ** 0.5 for segment in study.segments]
+    total = sum(study.singles) or 1.0
+    errors = [study.row_error(segment) for segment in study.segments]
     for i, segment in enumerate(study.segments):
         rows.append(
             (
                 segment.name,
                 f"{segment.sigmas[0]:.3f}-{segment.sigmas[-1]:.3f}",
-                _db(study.psnr(singles[i])) if study.measured else "-",
-                f"{singles[i] / total:.1%}",
-                f"{singles[i] / total / segment.steps:.1%}",
-                _percent(segment_loss(study, segment)),
+                _db(study.psnr(study.singles[i])) if study.measured else "-",
+                f"{study.singles[i] / total:.1%}" if study.measured else "-",
+                f"{study.singles[i] / total / segment.steps:.1%}" if study.measured else "-",
+                _percent(study.loss(segment)),
                 f"{errors[i]:.1%}",
                 f"{study.levels[study.proposal.levels[i]].density:.2f}",
             )
         )
-    text = "Parts of the run, each alone sparse: harm is its share of the squared error"
-    text += " of the final latent\n" if study.measured else " (estimated: losses of single steps times step sizes)\n"
-    text += table(rows)
+    text = "Parts of the run, each alone sparse: harm is its share of the squared error of the final latent"
+    text += f"{'' if study.measured else ' (not measured)'}\n{table(rows)}"
     if study.measured:
-        harm = [single / segment.steps for single, segment in zip(singles, study.segments)]
+        harm = study.harm()
         text += f"Beside the final latent, row error {_ranking(harm, errors)}; "
-        losses = [segment_loss(study, segment) for segment in study.segments]
+        losses = [study.loss(segment) for segment in study.segments]
         known = [i for i, loss in enumerate(losses) if loss is not None]
         losses = [losses[i] for i in known]
         text += f"one-step loss {_ranking([harm[i] for i in known], losses)}.\n"

@@ -44,13 +44,13 @@ def test_planted_sensitivity_is_found_and_gets_the_densest_phase(results, place,
     assert abs(case["predicted"] - case["measured"]) < 3
 
 
-def test_one_step_losses_find_it_without_runs(results):
-    for place, case in results["planted_found_by_rows"].items():
-        high = [s > 0.8 for s in case["sigmas"]] if place == "early" else [s < 0.5 for s in case["sigmas"]]
-        inside = [d for d, h in zip(case["densities"], high) if h]
-        outside = [d for d, h in zip(case["densities"], high) if not h]
-        assert max(inside) > max(outside), (place, case)
-        assert case["measured"] is None and case["predicted"] is None
+def test_one_step_losses_show_it_without_runs_and_propose_no_phases(results):
+    for place, case in results["planted_without_runs"].items():
+        inside = [s > 0.8 if place == "early" else s < 0.5 for s in case["sigmas"]]
+        losses = [case["one_step"][str(i)] for i in range(len(inside))]
+        within, without = ([x for x, h in zip(losses, inside) if h is wanted] for wanted in (True, False))
+        assert min(within) > 3 * max(without), (place, losses)
+        assert case["phases"] == 1 and case["measured"] is None and case["predicted"] is None
 
 
 def test_nothing_is_invented_where_attention_does_not_count(results):

@@ -12,16 +12,15 @@ from fpsattention.kernels.outlook import sampler_sigmas
 from fpsattention.kernels.plan import plans_for
 from fpsattention.kernels.profiling import choose, predict
 from fpsattention.kernels.profiling.errors import ProfileError
+from fpsattention.kernels.profiling.propose import propose
 from fpsattention.kernels.profiling.rows import plan_rows
 from fpsattention.kernels.profiling.study import (
     Goal,
     Outcome,
     Study,
     check_goal,
-    estimate,
     measure,
     probing_level,
-    propose,
 )
 from fpsattention.kernels.profiling.table import RowTable
 from fpsattention.kernels.profiling.trajectory import boundary, cut, mean_density, only, schedule_of
@@ -132,11 +131,18 @@ def test_the_final_latent_decides_also_where_row_errors_say_the_opposite(place):
     study, _ = profile(planted(place, 0), 0, Goal("density", 0.3, 25, 3), rows)
     proposed = densities(study)
     assert proposed[first:last].min() > 1.3 * np.delete(proposed, range(first, last)).max()
-    by_rows, _ = profile(planted(place, 0), 0, Goal("density", 0.3, 25, 3), rows)
-    by_rows.singles, by_rows.tried = [], []
-    estimate(by_rows, [1 / STEPS] * STEPS)
-    propose(by_rows, None)
-    assert densities(by_rows)[first:last].max() < proposed[first:last].min()
+
+
+def test_without_runs_nothing_but_the_uniform_schedule_is_proposed():
+    goal = Goal("density", 0.3, 25, 3)
+    levels = ladder(GRID, target=0.3)
+    study = Study(
+        cut(SIGMAS[:-1], 6), levels, probing_level(levels, goal), 1.0, table_of(levels, np.ones(STEPS), 0), goal
+    )
+    study.one_step = dict.fromkeys(range(STEPS), 0.1) | {5: 10.0}
+    propose(study, None)
+    assert len(study.proposal.schedule.phases) == 1 and study.proposal.measured is None
+    assert 0.2 < study.proposal.work <= 0.3 and np.argmax(study.harm()) == 1
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -185,7 +191,7 @@ def test_the_prediction_of_unseen_schedules_is_near_what_they_come_to(seed):
 
 def test_runs_are_few_and_named():
     study, toy = profile(planted("late", 0), 0, Goal("density", 0.3, 25, 3))
-    assert len(toy.runs) <= len(study.segments) + 3
+    assert len(toy.runs) <= len(study.segments) + 5
     assert toy.runs[0] == "steps 0-2 sparse" and "all steps sparse" in toy.runs
 
 

@@ -64,7 +64,10 @@ def summary(study) -> dict:
     uniform, proposal = study.uniform, study.proposal
     return {
         "segments": [[s.first, s.last, s.sigmas[0], s.sigmas[-1]] for s in study.segments],
-        "harm": [single / segment.steps for single, segment in zip(study.singles, study.segments)],
+        "harm": study.harm(),
+        "runs": [[list(levels), study.psnr(error)] for levels, error in study.known.items() if error > 0],
+        "power": study.prediction.power if study.prediction else None,
+        "bend": study.prediction.bend if study.prediction else None,
         "densities": [study.levels[i].density for i in proposal.levels],
         "least": study.levels[0].density,
         "work": proposal.work,
@@ -172,12 +175,14 @@ def case_planted():
     return {f"{place} {seed}": _planted(place, seed) for place in ("early", "middle", "late") for seed in (0, 1)}
 
 
-def case_planted_found_by_rows():
-    """One-step losses find it too: attention rows alone could not, since they are the same everywhere."""
+def case_planted_without_runs():
+    """One-step losses show it; no phases are proposed from them."""
     found = {}
     for place, (low, high) in {"early": (0.8, 1.1), "late": (0.0, 0.5)}.items():
         study, _ = profile(gated(MODEL, low, high), job(steps=9), runs=False)
-        found[place] = summary(study) | {"sigmas": [segment.sigmas[0] for segment in study.segments]}
+        found[place] = summary(study) | {
+            "sigmas": SAMPLING.Sampling(MODEL, job(steps=9), None, PROFILE.Meter(MODEL, 1, None)).step_sigmas
+        }
     return found
 
 
