@@ -22,6 +22,17 @@ const context = await chromium.launchPersistentContext(profile, {
 });
 await context.route("**/*", (route) =>
   new URL(route.request().url()).hostname === "127.0.0.1" ? route.continue() : route.abort());
+let calibration = { card: null, entries: [] };
+await context.route("**/fpsattention/calibration", (route) => route.fulfill({ json: calibration }));
+if (job.selectors) {
+  // A pack with selectors, as it would be generated.
+  await context.route("**/core/known.js", async (route) => {
+    const body = await (await route.fetch()).text();
+    await route.fulfill({ contentType: "text/javascript", body: body
+      .replace(/SELECTORS = .*/, `SELECTORS = ${JSON.stringify(job.selectors)};`)
+      .replace(/ARGUMENTS = \{[^}]*\}/, 'ARGUMENTS = {"cdf": "0.9", "svg": "0.3"}') });
+  });
+}
 await context.grantPermissions(["clipboard-read", "clipboard-write"]);
 const page = await context.newPage();
 const errors = [];
@@ -44,18 +55,23 @@ async function open() {
 
 const row = (index, column) => page.locator(`.fps-editor [data-phase="${index}"] [data-column="${column}"]`);
 const node = (id) => `(app.canvas.graph.getNodeById(${id}) ?? app.graph.getNodeById(${id}))`;
-const values = (id = 1) => page.evaluate(`${node(id)}.widgets.filter((w) => w.serialize !== false).map((w) => w.value)`);
+const values = (id = 1) =>
+  page.evaluate(`${node(id)}.widgets.filter((w) => w.serialize !== false).map((w) => w.value)`);
 const text = async (id) => (await values(id))[1];
 const settle = (ms = 400) => page.waitForTimeout(ms);
 
 /** A workflow with the schedule node, and a text preview so that it can be run. */
 function workflow(schedule, { preset = "custom", size = [560, 820], properties = {}, pos = [340, 90] } = {}) {
   return {
-    last_node_id: 2, last_link_id: 1, version: 0.4, groups: [], config: {}, extra: { ds: { scale: 1, offset: [0, 0] } },
+    last_node_id: 2, last_link_id: 1, version: 0.4, groups: [], config: {},
+    extra: { ds: { scale: 1, offset: [0, 0] } },
     nodes: [
       { id: 1, type: "FPSAttentionSchedule", pos, size, flags: {}, order: 0, mode: 0, inputs: [],
-        outputs: [{ name: "schedule", type: "FPS_SCHEDULE", links: null }, { name: "text", type: "STRING", links: [1] }],
-        properties: { "Node name for S&R": "FPSAttentionSchedule", ...properties }, widgets_values: [preset, schedule] },
+        outputs: [
+          { name: "schedule", type: "FPS_SCHEDULE", links: null }, { name: "text", type: "STRING", links: [1] },
+        ],
+        properties: { "Node name for S&R": "FPSAttentionSchedule", ...properties },
+        widgets_values: [preset, schedule] },
       { id: 2, type: "PreviewAny", pos: [1000, 90], size: [220, 120], flags: {}, order: 1, mode: 0,
         inputs: [{ name: "source", type: "*", link: 1 }], outputs: [], properties: {}, widgets_values: [] },
     ],
@@ -214,7 +230,11 @@ const checks = {
   },
 
   async undo() {
-    await load(workflow(job.mild));
+    const graph = workflow(job.mild);
+    graph.nodes.pop(); // the preview's own widgets change by themselves in older frontends, and take part in undo
+    graph.links = [];
+    graph.nodes[0].outputs[1].links = null;
+    await load(graph);
     await settle(600);
     const [before, undone, redone] = [await text(), [], []];
     await fill(row(1, "h"), "30%");
@@ -292,7 +312,10 @@ const checks = {
       .filter((n) => n.type === "FPSAttentionSchedule").map((n) => n.id));
     const copied = await text(ids.at(-1));
     const editors = await page.locator(".fps-editor").count();
-    await page.evaluate((id) => { app.graph.getNodeById(id).pos = [700, 90]; app.canvas.setDirty(true, true); }, ids.at(-1));
+    await page.evaluate((id) => {
+      app.graph.getNodeById(id).pos = [700, 90];
+      app.canvas.setDirty(true, true);
+    }, ids.at(-1));
     await settle(800);
     const second = page.locator(".fps-editor").nth(1).locator('[data-phase="1"] [data-column="w"]');
     await fill(second, "55%");
@@ -404,7 +427,8 @@ const checks = {
     const caption = await page.locator(".fps-caption").innerText();
     await fill(page.locator("[data-view=frames]"), "4001");
     await fill(page.locator("[data-view=width]"), "16384");
-    return { before, after: await work(), bars, sentence, caption, toolarge: await page.locator(".fps-error").innerText(),
+    const toolarge = await page.locator(".fps-error").innerText();
+    return { before, after: await work(), bars, sentence, caption, toolarge,
       properties: saved.workflow.nodes.find((n) => n.id === 1).properties.fps_view, prompt: saved.output["1"].inputs };
   },
 
@@ -424,6 +448,44 @@ const checks = {
     await drag([x + width * 0.5, y + height * 0.4], [x + width * 0.8, y + height * 0.6]);
     seen.push(await caption());
     return { seen };
+  },
+
+  async seconds() {
+    await load(workflow(job.mild));
+    const line = () => page.locator(".fps-seconds").innerText();
+    const seen = [await line()];
+    const tell = async (next) => {
+      calibration = next;
+      await page.evaluate(() =>
+        window.comfyAPI.api.api.dispatchEvent(new CustomEvent("execution_success", { detail: {} })));
+      await settle();
+      seen.push(await line());
+    };
+    await tell({ card: "NVIDIA H200", entries: job.entries });
+    await tell({ card: "another", entries: job.entries });
+    await tell({ card: "NVIDIA H200", entries: job.entries });
+    await fill(page.locator("[data-view=frames]"), "33");
+    seen.push(await line());
+    await shot(`${job.name}-seconds`);
+    calibration = { card: null, entries: [] };
+    return { seen };
+  },
+
+  async selectors() {
+    await load(workflow(job.three.replace("all 50% 40%", "svg 0.3")));
+    const seen = [[await text(), await page.locator(".fps-work").innerText()]];
+    const note = async () => seen.push([await text(), await page.locator(".fps-work").innerText()]);
+    await fill(row(1, "argument"), "0.25");
+    await note();
+    await row(2, "pattern").selectOption("cdf");
+    await note();
+    await shot(`${job.name}-selectors`);
+    await row(1, "pattern").selectOption({ index: 0 });
+    await note();
+    await fill(row(0, "until"), "0.97");
+    await row(2, "attention").selectOption("dense");
+    await note();
+    return { seen, wrong: await violations() };
   },
 
   async zoom() {
@@ -447,12 +509,12 @@ const checks = {
     const after = await page.evaluate(async () =>
       (await app.graphToPrompt()).workflow.nodes.find((n) => n.id === 1));
     await shot(`${job.name}-small`);
-    const { scrollHeight, clientHeight, scrollWidth, clientWidth } = await page.locator(".fps-editor").evaluate((e) =>
-      ({ scrollHeight: e.scrollHeight, clientHeight: e.clientHeight, scrollWidth: e.scrollWidth, clientWidth: e.clientWidth }));
+    const scroll = await page.locator(".fps-editor").evaluate((e) =>
+      [e.scrollHeight, e.clientHeight, e.scrollWidth, e.clientWidth]);
     await fill(row(1, "until"), "0.55");
     return { before: [before.size, before.widgets_values, before.properties],
       after: [after.size, after.widgets_values, after.properties], edited: await text(),
-      scroll: [scrollHeight, clientHeight, scrollWidth, clientWidth] };
+      scroll };
   },
 
   async look() {
@@ -485,7 +547,8 @@ const checks = {
     const box = await page.evaluate(() => {
       const found = app.graph.getNodeById(1);
       const { x, y } = app.canvas.canvas.getBoundingClientRect();
-      return { x: found.pos[0] + x - 14, y: found.pos[1] + y - 44, width: found.size[0] + 28, height: found.size[1] + 58 };
+      const [width, height] = [found.size[0] + 28, found.size[1] + 58];
+      return { x: found.pos[0] + x - 14, y: found.pos[1] + y - 44, width, height };
     });
     await page.screenshot({ path: job.image, clip: box });
     return { box };

@@ -35,9 +35,15 @@ BROKEN = [
     "0.5 dense",
     "0 fp8 x1 \u4e2d all all",
 ]
+ENTRY = {
+    "card": "NVIDIA H200", "backend": "triton-fp8", "attention": "fp8", "granularity": "x1", "slots": 64,
+    "tile": [3, 5, 4], "head_dim": 128, "tokens": 32760, "heads": 12, "pattern": "window",
+    "points": [[0.1, 1.5], [0.3, 3.75], [0.6, 7.0]], "dense_ms": 12.25, "dense_backend": "cudnn",
+    "measured": "2026-11-01T10:00:00", "torch": "2.9", "triton": "3.5", "driver": "580",
+}  # fmt: skip
 CHECKS = [
     *("keyboard", "mouse", "invalid", "saveAndRun", "preset", "undo", "keys", "wheel", "copy", "subgraph", "linked"),
-    *("unparsable", "anyText", "view", "tiles", "zoom", "old"),
+    *("unparsable", "anyText", "view", "tiles", "zoom", "old", "seconds"),
 ]
 
 
@@ -85,6 +91,7 @@ def job(renderer, shots) -> dict:
         "broken": BROKEN,
         "anything": anything(),
         "fpsView": VIEW,
+        "entries": [ENTRY],
         "theme": "dark",
         "locale": "en",
     }
@@ -245,6 +252,15 @@ def test_zoom(check):
         assert end < 0.92 and window[-2] == "20%"
 
 
+def test_seconds(check):
+    """Seconds only where the current card was measured, and named as such."""
+    before, known, other, _, scaled = check["seen"]
+    assert before == other == "Seconds appear once the FPSAttention Benchmark node has measured this card."
+    # 20 steps of 30 layers: 9 dense, 11 at 41 % (224 of 546 tiles, weighted by their tokens)
+    assert known.startswith("4.9 s of attention instead of 7.3 s") and "measured on NVIDIA H200" in known
+    assert "from 32,760 tokens measured on NVIDIA H200" in scaled
+
+
 def test_old(check):
     """A workflow of a version without the editor opens unchanged, small as it is, and can be edited."""
     assert check["after"] == check["before"]
@@ -280,6 +296,24 @@ def test_accessible(look):
         pytest.skip("axe-core cannot be installed")
     for state in ("custom", "preset", "broken", "invalid"):
         assert look[state] == [], state
+
+
+def test_selectors(server, drive, renderer, job):
+    """Words that a pack with selectors knows survive, and can be chosen and given arguments."""
+    made = job | {"checks": ["selectors"], "selectors": ["cdf", "sta", "svg"]}
+    found = drive(server, "editor.mjs", made, settings(renderer))
+    assert found["errors"] == []
+    found = found["results"]["selectors"]
+    assert "failed" not in found, found.get("failed")
+    first, argument, chosen, window, rest = (
+        [line.split() for line in text.splitlines()[2:]] for text, _ in found["seen"]
+    )
+    assert first[1][2:] == ["x2", "svg", "0.3"] and argument[1][2:] == ["x2", "svg", "0.25"]
+    assert chosen[2][2:] == ["x1", "cdf", "0.9"]
+    assert window[1][2:] == ["x2", "all", "60%", "60%"] and window[2] == chosen[2]
+    assert rest[0] == ["0.97", "dense"] and rest[2] == ["0.00", "dense"]
+    assert [work == "×?" for _, work in found["seen"]] == [True, True, True, True, False]
+    assert found["wrong"] in ([], None)
 
 
 @pytest.mark.skipif(os.environ.get("FPS_WRITE_IMAGES") != "1", reason="FPS_WRITE_IMAGES=1 writes the README's picture")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,29 @@ def meet(one: list[float], other: list[float]) -> bool:
 
 def inside(inner: list[float], outer: list[float]) -> bool:
     return all(outer[i] <= inner[i] and inner[i] + inner[i + 2] <= outer[i] + outer[i + 2] for i in (0, 1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_workflow_has_a_thumbnail(name):
+    image = pytest.importorskip("PIL.Image")
+    path = FOLDER / f"{name}.jpg"
+    assert path.is_file(), "run tests/browser/make_pictures.py"
+    assert path.stat().st_size < 60_000
+    with image.open(path) as picture:
+        assert picture.format == "JPEG" and picture.size == (640, 360)
+
+
+@pytest.mark.host
+def test_the_host_offers_workflows_and_thumbnails(server):
+    """The list that the template browser asks for, and the files that it then takes."""
+    offered = server.get("/workflow_templates")
+    (pack,) = [p.name for p in server.packs if p.name != "testpack"]
+    assert sorted(offered[pack]) == NAMES
+    for name in NAMES:
+        for ending in ("json", "jpg"):
+            url = f"{server.url}/api/workflow_templates/{pack}/{name}.{ending}"
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                assert answer.read() == (FOLDER / f"{name}.{ending}").read_bytes()
 
 
 @pytest.mark.host
