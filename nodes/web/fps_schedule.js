@@ -1,5 +1,5 @@
-// Puts the schedule editor under the text of the node FPSAttentionSchedule. Without this file the node is the same, with
-// its text alone: the editor holds no value of its own and neither the prompt nor the saved widgets know it.
+// Puts the schedule editor under the text of the node FPSAttentionSchedule. Without this file the node is the same,
+// with its text alone: the editor holds no value of its own, and neither the prompt nor the saved widgets know it.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
@@ -10,7 +10,7 @@ const NAME = "fps_schedule_editor";
 const HOLDER = "fps-holder";
 const CUSTOM = "custom";
 const SIZE = [560, 820];
-const LEAST_HEIGHT = 220;
+const LEAST_HEIGHT = 190;
 const TEXT_HEIGHT = 112;
 const AROUND = 290;
 const POLL = 300;
@@ -127,8 +127,8 @@ function isLight() {
   return 0.299 * red + 0.587 * green + 0.114 * blue > 140;
 }
 
-/** Nodes 2.0 keeps a node's elements where an undo, or a graph with the same node id, has put another node in its place,
- * and then goes on showing the former widget. */
+/** Nodes 2.0 keeps a node's elements where an undo, or a graph with the same node id, has put another node in its
+ * place, and then goes on showing the former widget. */
 function takePlace(node, container) {
   if (!node.graph || node.graph !== app.canvas?.graph) return;
   const shown = [...document.querySelectorAll("[data-node-id]")].find((e) => e.dataset.nodeId === String(node.id));
@@ -178,6 +178,13 @@ function addEditor(node) {
   element.addEventListener("wheel", (event) => passWheel(event, element), { passive: false });
   for (const name of ["pointerdown", "mousedown", "dblclick", "contextmenu"]) {
     element.addEventListener(name, (event) => event.button !== 1 && event.stopPropagation());
+  }
+  // The middle button moves the canvas, as over the host's own text.
+  const pan = { pointerdown: "processMouseDown", pointermove: "processMouseMove", pointerup: "processMouseUp" };
+  for (const [name, method] of Object.entries(pan)) {
+    element.addEventListener(name, (event) => {
+      if (event.button === 1 || event.buttons & 4) app.canvas?.[method]?.(event);
+    });
   }
   for (const name of ["copy", "cut", "paste"]) element.addEventListener(name, (event) => event.stopPropagation());
   element.addEventListener("focusin", ({ target }) => {

@@ -5,7 +5,9 @@ import { test } from "node:test";
 
 import { milliseconds } from "../../nodes/web/core/calibration.js";
 import { chooseTiling, runTiling } from "../../nodes/web/core/grid.js";
-import { attentionWork, progressAt, samplerSigmas, sigmaAt, stepOutlooks, videoGrid } from "../../nodes/web/core/outlook.js";
+import {
+  attentionWork, progressAt, samplerSigmas, sigmaAt, stepOutlooks, videoGrid,
+} from "../../nodes/web/core/outlook.js";
 import { windowDensity, windowTiles } from "../../nodes/web/core/patterns.js";
 import { PRESETS } from "../../nodes/web/core/known.js";
 import { format, parse } from "../../nodes/web/core/schedule.js";

@@ -50,7 +50,8 @@ export function follow(start, move, end) {
   };
   target.setPointerCapture?.(start.pointerId);
   target.addEventListener("pointermove", move, options);
-  for (const name of ["pointerup", "pointercancel", "lostpointercapture"]) target.addEventListener(name, stop, options);
+  const ends = ["pointerup", "pointercancel", "lostpointercapture"];
+  for (const name of ends) target.addEventListener(name, stop, options);
 }
 
 /** A percentage with as many digits as matter.

@@ -23,8 +23,8 @@ import { tilePicture } from "./tiles.js";
 
 /** Show the editor in `container`.
  * @param {HTMLElement} container @param {Host} host
- * @returns {{update: () => void, destroy: () => void, setTheme: (light: boolean) => void, focus: (place: string) => void,
- *   element: HTMLElement}} */
+ * @returns {{element: HTMLElement, update: () => void, destroy: () => void, setTheme: (light: boolean) => void,
+ *   focus: (place: string) => void}} */
 export function mount(container, host) {
   addStyle();
   const say = words(host.locale);
@@ -163,7 +163,8 @@ export function mount(container, host) {
     // At first the first sparse phase: there is something to see in its tiles.
     if (focus < 0) focus = rows.findIndex((row) => row.attention !== "dense");
     focus = Math.max(0, Math.min(focus, rows.length - 1));
-    state = { rows, view, focus, readOnly: read.linked !== null, ...(rows.length ? outlook(rows, view, measured) : {}) };
+    const readOnly = read.linked !== null;
+    state = { rows, view, focus, readOnly, ...(rows.length ? outlook(rows, view, measured) : {}) };
     show(read, sentence, text);
   }
 

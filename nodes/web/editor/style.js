@@ -23,7 +23,8 @@ const CSS = `
 .fps-editor [hidden] { display: none !important; }
 .fps-body { display: flex; flex-direction: column; gap: 10px; padding: 10px; min-width: 0; min-height: 100%; }
 .fps-editor :focus-visible { outline: 2px solid var(--fps-focus); outline-offset: 1px; }
-.fps-unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
+.fps-unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%);
+  white-space: nowrap; }
 .fps-editor p { margin: 0; }
 
 .fps-presets { display: flex; flex-wrap: wrap; align-items: center; gap: 6px; }

@@ -71,7 +71,8 @@ export function tilePicture(say) {
     const side = Math.min((width - 2) / nw / state.tiling.tile[2], (height - STRIP - 12) / nh / state.tiling.tile[1]);
     const [stepW, stepH] = [side * state.tiling.tile[2], side * state.tiling.tile[1]];
     const frameWidth = stepW * nw;
-    shape = { width, height, left: (width - frameWidth) / 2, top: 1, bottom: 1 + stepH * nh + 5, stepW, stepH,
+    const top = Math.max(1, (height - stepH * nh - STRIP - 10) / 2);
+    shape = { width, height, left: (width - frameWidth) / 2, top, bottom: top + stepH * nh + 5, stepW, stepH,
       stepT: frameWidth / nt };
     image.setAttribute("viewBox", `0 0 ${width} ${height}`);
     const k = isFull(row) ? pieces() : row.window === null ? null : windowTiles(row.window, state.tiling);
