@@ -1,4 +1,4 @@
-"""Writes the shipped workflows, UI form and API twin, from one description each (``graphs/``).
+"""Writes the shipped workflows, UI form and API twin, and the subgraph, from one description each (``graphs/``).
 
 Run it as ``python tests/browser/make_workflows.py``.
 
@@ -13,28 +13,28 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from graphs import parts
+from graphs import blueprint, parts
 from graphs.forms import api_form, ui_form
 from graphs.templates import WORKFLOWS, graph
 from graphs.types import TYPES, NodeType
 
-__all__ = ["TYPES", "WORKFLOWS", "NodeType", "api_form", "contents", "graph", "parts", "ui_form"]
+__all__ = ["TYPES", "WORKFLOWS", "NodeType", "api_form", "blueprint", "contents", "graph", "parts", "ui_form"]
 
-FOLDER = Path(__file__).resolve().parent.parent.parent / "workflows"
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def contents() -> dict[str, str]:
-    """Return every file's text by its path below ``workflows/``."""
-    files = {}
+    """Return every file's text by its path below the pack's folder."""
+    files = {f"subgraphs/{blueprint.NAME}.json": json.dumps(blueprint.blueprint(), indent=2) + "\n"}
     for name in WORKFLOWS:
-        files[f"{name}.json"] = json.dumps(ui_form(graph(name)), indent=2) + "\n"
-        files[f"api/{name}.json"] = json.dumps(api_form(graph(name)), indent=2) + "\n"
+        files[f"workflows/{name}.json"] = json.dumps(ui_form(graph(name)), indent=2) + "\n"
+        files[f"workflows/api/{name}.json"] = json.dumps(api_form(graph(name)), indent=2) + "\n"
     return files
 
 
 def main() -> int:
     for name, text in contents().items():
-        path = FOLDER / name
+        path = ROOT / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         print(path)

@@ -12,7 +12,8 @@ from fpsattention.kernels.checkpoint import Header
 from fpsattention.kernels.presets import PRESETS
 from fpsattention.kernels.schedule import Schedule
 
-FOLDER = Path(__file__).parent.parent.parent / "workflows"
+ROOT = Path(__file__).parent.parent.parent
+FOLDER = ROOT / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 HEADER = Header(Schedule.parse("0.83 fp8 x1 all 1 1\n0.00 dense"), tile=(3, 4, 4)).to_metadata()
 # Loaders of files that somebody else publishes, and the folder that each looks into.
@@ -35,10 +36,11 @@ def api_of(name: str) -> dict:
 
 def test_committed_files_are_the_generated_ones(generator):
     contents = generator.contents()
-    committed = {str(p.relative_to(FOLDER).as_posix()) for p in FOLDER.rglob("*.json")}
+    folders = (FOLDER, ROOT / "subgraphs")
+    committed = {path.relative_to(ROOT).as_posix() for folder in folders for path in folder.rglob("*.json")}
     assert committed == set(contents)
     for name, text in contents.items():
-        assert (FOLDER / name).read_text(encoding="utf-8") == text, f"{name}: run tests/browser/make_workflows.py"
+        assert (ROOT / name).read_text(encoding="utf-8") == text, f"{name}: run tests/browser/make_workflows.py"
 
 
 def test_the_schedule_text_is_the_mild_preset(generator):
