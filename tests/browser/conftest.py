@@ -121,7 +121,6 @@ def drive(tmp_path_factory):
         assert lines, f"the page gave no result:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         return json.loads(lines[-1].removeprefix(MARK))
 
-    run.chromium, run.folder = chromium, folder
     return run
 
 

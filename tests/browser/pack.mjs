@@ -1,10 +1,12 @@
 // What the page offers of the pack beside its nodes: the subgraph in the search, and the help page of a node.
-// usage: node pack.mjs <server url> <chromium> <profile folder> <screenshot folder>; prints one JSON line.
+// usage: node pack.mjs <server url> <chromium> <profile folder> <job.json>; the job names the folder for `pictures`.
 import { createRequire } from "node:module";
+import { readFileSync } from "node:fs";
 
 const require = createRequire(process.env.PLAYWRIGHT_FOLDER + "/");
 const { chromium } = require("playwright-core");
-const [url, executablePath, profile, pictures] = process.argv.slice(2);
+const [url, executablePath, profile, job] = process.argv.slice(2);
+const { pictures } = JSON.parse(readFileSync(job, "utf8"));
 
 const context = await chromium.launchPersistentContext(profile, {
   executablePath,

@@ -1,39 +1,23 @@
-"""What the page offers beside the nodes: the subgraph in the search, and help pages with their pictures, per language."""
+"""What the page offers beside the nodes, per language: the subgraph in the search, help pages with their pictures."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 from fpsattention.kernels.presets import PRESETS
 from fpsattention.kernels.schedule import Schedule
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
-MARK = "FPS-PAGE "
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module", params=["en", "zh"])
-def page(request, server, browse, tmp_path_factory):
+def page(request, server, drive, tmp_path_factory):
     """The language, and what the page of the server told in it."""
     settings = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": True, "Comfy.Locale": request.param}
-    for key, value in settings.items():
-        server.post(f"/settings/{key}", value)
-    work = tmp_path_factory.mktemp("page")
-    done = subprocess.run(
-        ["node", str(HERE / "pack.mjs"), server.url, browse.chromium, str(work / "profile"), str(work)],
-        env={**os.environ, "PLAYWRIGHT_FOLDER": browse.folder},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    told = drive(server, "pack.mjs", {"pictures": str(tmp_path_factory.mktemp("pictures"))}, settings)
     server.post("/settings/Comfy.Locale", "en")
-    lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
-    assert lines, f"the page gave no result:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    return request.param, json.loads(lines[-1].removeprefix(MARK))
+    return request.param, told
 
 
 @pytest.mark.host
