@@ -266,7 +266,7 @@ def main(arguments: list[str] | None = None) -> int:
                 named = ", ".join(f"{name} {n}" for name, n in row["loop"]["counts"].items())
                 write(f"\n{name_of(row)}: {named}\n")
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     if options.record:
         record(rows)
     return int(any("error" in row for row in rows))

@@ -84,7 +84,9 @@ def study_config(size: Size) -> RunConfig:
 def conditions(config: RunConfig, base: Path, digest: str, training: int, held_out: int, work: Work) -> dict[str, Any]:
     """Return under what the results were found."""
     journal = Path(config.output.dir) / "loss.jsonl"
-    records = [json.loads(line) for line in journal.read_text().splitlines()] if journal.is_file() else []
+    records = (
+        [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()] if journal.is_file() else []
+    )
     curve = {r["step"] + 1: round(r["validation"], 5) for r in records if r.get("validation") is not None}
     seconds = sum(r["seconds"] for r in records)
     model = work.model(None)
@@ -135,6 +137,10 @@ def _machine() -> str:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        names = [
+            line.partition(":")[2].strip()
+            for line in info.read_text(encoding="utf-8", errors="replace").splitlines()
+            if "model name" in line
+        ]
         cpu = names[0] if names else cpu
     return cpu
