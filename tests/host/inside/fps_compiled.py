@@ -76,6 +76,21 @@ def case_a_dense_schedule():
     return relative(sample(whole(apply(fresh, "0.00 dense")), size=SIZE, steps=2), plain)
 
 
+def case_without_ours_again():
+    """The same compiled model with our node, without it, and with it: nothing of one run is left in the next."""
+    fresh = shifted(model_of())
+    text = SCHEDULES["sparse_first"]
+    found = {}
+    for name, compiled in (("whole", whole), ("blocks", blocks)):
+        torch._dynamo.reset()
+        expected = [sample(apply(fresh, text), size=SIZE, steps=STEPS), sample(fresh, size=SIZE, steps=STEPS)]
+        torch._dynamo.reset()
+        ours, plain = compiled(apply(fresh, text)), compiled(fresh)
+        order = ((ours, expected[0]), (plain, expected[1]), (ours, expected[0]), (plain, expected[1]))
+        found[name] = [relative(sample(model, size=SIZE, steps=STEPS), right) for model, right in order]
+    return found
+
+
 def case_inductor():
     """The host's own node as it is; a minute of compiling, so only where it is asked for."""
     if os.environ.get("FPS_INDUCTOR") != "1":
