@@ -6,9 +6,13 @@ import pytest
 import torch
 from fpsattention.kernels.attention import BackendError
 from fpsattention.kernels.checkpoint import Header
+from fpsattention.kernels.plan import _build
 from fpsattention.kernels.schedule import Schedule
 from fpsattention.nodes import patch
+from fpsattention.nodes.clock import BlockClock
+from fpsattention.nodes.model_call import is_slow_here
 from fpsattention.nodes.patch import PatchError, apply_patch, step_index
+from fpsattention.nodes.record import Step
 from fpsattention.nodes.settings import KEY, Settings, choose_settings
 
 LAYERS = 3
@@ -222,3 +226,119 @@ def test_constants_are_strings():
 )
 def test_step_index(sigmas, sigma, index):
     assert step_index(sigmas, sigma) == index
+
+
+@pytest.mark.parametrize(
+    ("backend", "wanted", "device", "slow"),
+    [
+        ("reference", "auto", "cuda", True),
+        ("reference", "auto", "mps", True),
+        ("reference", "auto", "cpu", False),
+        ("reference", "reference", "cuda", False),
+        ("triton-bf16", "auto", "cuda", False),
+    ],
+)
+def test_a_gpu_without_a_fast_backend_stays_dense(backend, wanted, device, slow):
+    assert is_slow_here(backend, wanted, torch.device(device)) == slow
+
+
+def test_a_gpu_without_a_fast_backend_says_so(host, monkeypatch):
+    monkeypatch.setattr("fpsattention.nodes.model_call.is_slow_here", lambda *_: True)
+    model = patched(host, "0.00 fp8 x1 all 1 1")
+    assert torch.equal(host.run(model, [1.0])[0], host.run(host.Patcher(host.WanModel()), [1.0])[0])
+    (reason,) = steps(model)[0].reasons
+    assert reason.startswith("no fast backend runs here (Triton kernels need a CUDA device")
+
+
+def test_a_sigma_that_is_no_number_stays_dense_with_a_reason(host):
+    model = patched(host, "0.00 fp8 x1 all 1 1")
+    assert torch.equal(host.run(model, [float("nan")])[0], host.run(host.Patcher(host.WanModel()), [1.0])[0])
+    assert list(steps(model)[0].reasons) == ["the sampler's sigma is not a number"]
+
+
+def test_sigmas_outside_of_one_and_zero_take_the_first_and_the_last_phase(host):
+    model = patched(host, THREE)
+    host.run(model, [7.5, -0.5])
+    assert [step.phase for step in steps(model)] == [0, 2]
+
+
+def test_a_later_patch_says_that_it_replaces_an_earlier_one(host, caplog):
+    first = patched(host, "0.00 fp8 x1 all 1 1")
+    second = patched(host, "0.00 bf16 - all 1 1", first)
+    (note,) = second.get_attachment(KEY).settings.notes
+    assert "later node replaces that patch" in note and note in caplog.text
+    assert patched(host, "0.00 bf16 - all 1 1", second).get_attachment(KEY).settings.notes == ()
+    host.run(second, [1.0])
+    assert [len(m.get_attachment(KEY).recorder.runs) for m in (first, second)] == [0, 1]
+
+
+def test_plans_are_built_before_the_first_step(host):
+    model = patched(host, THREE)
+    host.run(model, [1.0], sample_sigmas=[1.0, 0.7, 0.2, 0.0])
+    _build.cache_clear()
+    host.run(model, [1.0], sample_sigmas=[1.0, 0.7, 0.2, 0.0])
+    assert _build.cache_info().currsize == 2, "both sparse phases, before any of their steps"
+
+
+def test_blocks_are_timed_in_dense_and_in_sparse_steps(host):
+    model = patched(host, THREE)
+    host.run(model, [1.0, 0.7, 0.2])
+    for step in steps(model):
+        assert len(step.blocks) == LAYERS and min(step.blocks) > 0 and sum(step.blocks) <= step.seconds
+
+
+def test_blocks_on_a_device_that_cannot_be_timed(host):
+    clock = BlockClock()
+    clock.prepare(torch.device("meta"))
+    step = Step(1.0, 0, 0, "dense")
+    clock.add(step, 0, clock.moment(), clock.moment())
+    clock.finish()
+    assert clock.kind is None and step.blocks == []
+
+
+def test_events_are_read_when_they_have_passed(monkeypatch):
+    """A GPU's events, played by counters: nothing is waited for, and each is used again."""
+    made = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            made.append(self)
+            self.at = None
+
+        def record(self):
+            self.at = len(made)
+
+        def query(self):
+            return True
+
+        def elapsed_time(self, end):
+            return 2.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    clock, step = BlockClock(), Step(1.0, 0, 0, "dense")
+    clock.prepare(torch.device("cuda"))
+    for _ in range(3000):
+        clock.add(step, 1, clock.moment(), clock.moment())
+    clock.finish()
+    assert step.blocks[0] == 0 and step.blocks[1] == pytest.approx(3000 * 2e-3)
+    assert len(made) <= 2 * 512 + 2
+
+
+def test_an_error_tells_why_the_run_stopped(host):
+    model = patched(host, "0.00 fp8 x1 all 1 1")
+    inner = model.model_options["transformer_options"]["patches_replace"]["dit"][("double_block", 1)]
+
+    def full(args, extra):
+        def block(_):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        return inner(args, {"original_block": block})
+
+    failing = model.clone()
+    failing.set_model_patch_replace(full, "dit", "double_block", 1)
+    with pytest.raises(torch.OutOfMemoryError):
+        host.run(failing, [1.0])
+    run = model.get_attachment(KEY).recorder.runs[-1]
+    assert run.finished and run.stopped == "out of memory" and run.steps[1.0].reasons == {}
+    host.run(model, [1.0])
+    assert model.get_attachment(KEY).recorder.runs[-1].stopped is None
