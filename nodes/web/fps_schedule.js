@@ -25,7 +25,8 @@ async function askMeasured() {
     const response = await api.fetchApi("/fpsattention/calibration");
     if (!response.ok) return;
     const { card, entries } = await response.json();
-    Object.assign(measured, { card: card ?? null, entries: Array.isArray(entries) ? entries : [] });
+    const usable = (entry) => Array.isArray(entry?.points) && entry.points.length > 0;
+    Object.assign(measured, { card: card ?? null, entries: Array.isArray(entries) ? entries.filter(usable) : [] });
     for (const editor of open) editor.update();
   } catch {
     // Without the answer the editor shows no seconds.

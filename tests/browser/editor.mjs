@@ -384,6 +384,11 @@ const checks = {
         await text(), await page.locator(".fps-table").isVisible()]);
     }
     await shot(`${job.name}-broken`);
+    await setValue("preset", "turbo");
+    await settle(450);
+    seen.push(["turbo", await page.locator(".fps-error strong").innerText({ timeout: 2000 }).catch(() => ""), await text(),
+      await page.locator(".fps-table").isVisible()]);
+    await setValue("preset", "custom");
     await page.locator(".fps-chip[data-preset=fast]").click();
     await settle();
     return { seen, mended: await text() };
@@ -537,19 +542,16 @@ const checks = {
   },
 
   async image() {
-    await load(workflow(job.three, { properties: { fps_view: job.fpsView } }));
-    await page.mouse.click(1300, 900);
-    await row(1, "grip").hover();
+    const graph = workflow(job.three, { properties: { fps_view: job.fpsView } });
+    graph.nodes.pop();
+    graph.links = [];
+    await load(graph);
     await page.locator(".fps-plot [data-band='1']").click({ position: { x: 20, y: 10 } });
     await page.mouse.move(1300, 900);
     await page.evaluate(() => app.canvas.deselectAll?.());
     await settle(800);
-    const box = await page.evaluate(() => {
-      const found = app.graph.getNodeById(1);
-      const { x, y } = app.canvas.canvas.getBoundingClientRect();
-      const [width, height] = [found.size[0] + 28, found.size[1] + 58];
-      return { x: found.pos[0] + x - 14, y: found.pos[1] + y - 44, width, height };
-    });
+    const shown = await page.locator(".lg-node", { has: page.locator(".fps-editor") }).boundingBox();
+    const box = { x: shown.x - 14, y: shown.y - 14, width: shown.width + 28, height: shown.height + 28 };
     await page.screenshot({ path: job.image, clip: box });
     return { box };
   },

@@ -47,8 +47,8 @@ export function milliseconds(entries, call) {
   };
 }
 
-/** What a run's self-attention takes, sparse and dense, in seconds per pass over the model's layers; null where a step
- * has no estimate.
+/** What a run's self-attention takes, sparse and dense, in seconds, with one pass over the model's layers per step;
+ * null where a step has no estimate.
  * @param {Entry[]} entries @param {string | null} card @param {import("./schedule.js").Phase[]} phases
  * @param {import("./outlook.js").Step[]} steps @param {{tokens: number, heads: number, layers: number}} model
  * @returns {{seconds: number, denseSeconds: number, entry: Entry, scaled: boolean} | null} */

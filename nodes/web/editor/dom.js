@@ -56,4 +56,4 @@ export function follow(start, move, end) {
 
 /** A percentage with as many digits as matter.
  * @param {number} share @returns {string} */
-export const percent = (share) => `${share < 0.0995 && share > 0 ? (share * 100).toFixed(1) : Math.round(share * 100)} %`;
+export const percent = (share) => `${(share * 100).toFixed(share > 0 && share < 0.0995 ? 1 : 0)} %`;

@@ -158,8 +158,7 @@ export function mount(container, host) {
     const key = JSON.stringify([read, view, measured.card, measured.entries.length, focus]);
     if (!force && key === seen) return;
     seen = key;
-    const text = read.preset === null ? read.text : PRESETS[read.preset] ?? "";
-    const { rows, error: sentence } = reading(text);
+    const { text, rows, error: sentence } = phasesOf(read);
     // At first the first sparse phase: there is something to see in its tiles.
     if (focus < 0) focus = rows.findIndex((row) => row.attention !== "dense");
     focus = Math.max(0, Math.min(focus, rows.length - 1));
@@ -168,14 +167,24 @@ export function mount(container, host) {
     show(read, sentence, text);
   }
 
+  function phasesOf({ preset, text }) {
+    if (preset === null) return { text, ...reading(text) };
+    if (Object.hasOwn(PRESETS, preset)) return { text: PRESETS[preset], ...reading(PRESETS[preset]) };
+    const known = ["custom", ...Object.keys(PRESETS)].join(", ");
+    return { text: "", rows: [], error: `'${preset}' is no preset; choose one of ${known}.` };
+  }
+
   function show(read, sentence, text) {
     setText(note, noteOf(read));
     note.hidden = !note.textContent;
     const hiddenSource = read.linked !== null && read.source === null;
     const broken = sentence !== null && !hiddenSource;
     error.hidden = !broken && !state.problem;
-    if (broken) error.replaceChildren(html("strong", {}, sentence), html("span", {}, say("broken")));
-    else if (state.problem) error.replaceChildren(html("strong", {}, state.problem));
+    const told = broken ? [sentence, say("broken")] : [state.problem];
+    if (!error.hidden && error.dataset.told !== told.join()) {
+      error.dataset.told = told.join();
+      error.replaceChildren(...told.map((words, i) => html(i ? "span" : "strong", {}, words)));
+    }
     const usable = rows() && !hiddenSource;
     for (const part of [panels, summary]) part.hidden = !usable || Boolean(state.problem);
     phases.hidden = fields.element.hidden = !usable;
@@ -193,7 +202,7 @@ export function mount(container, host) {
     tiles.update(state);
     const attention = state.rows[state.focus].attention;
     tilesPanel.dataset.attention = attention;
-    setText(tilesTitle, `${say("tilesTitle")} · ${state.focus + 1}`);
+    setText(tilesTitle, say("tilesTitle", { phase: state.focus + 1 }));
     showSummary();
     showLegend();
   }
@@ -204,7 +213,7 @@ export function mount(container, host) {
   function noteOf(read) {
     if (read.linked === "preset") return say("linkedPreset");
     if (read.linked) return read.source ? say("linkedTo", { source: read.source }) : say("linked");
-    return read.preset === null ? "" : say("preset", { preset: read.preset });
+    return Object.hasOwn(PRESETS, read.preset ?? "") ? say("preset", { preset: read.preset }) : "";
   }
 
   function showSummary() {

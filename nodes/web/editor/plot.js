@@ -38,7 +38,7 @@ export function stepPlot(act, say) {
     if (!state?.steps || width < 60 || height < 60) return;
     image.setAttribute("viewBox", `0 0 ${width} ${height}`);
     image.setAttribute("aria-label", say("plotLabel", { parts: summary(state, say) }));
-    image.replaceChildren(pattern(), ...axes(), ...bands(), ...bars(), ...line(), ...handles());
+    image.replaceChildren(pattern(), ...bands(), ...axes(), ...bars(), ...line(), ...handles());
   }
 
   const pattern = () => svg("defs", {}, svg("pattern", { id: hatch, width: 6, height: 6,
@@ -79,7 +79,7 @@ export function stepPlot(act, say) {
         svg("rect", { x: a + 1, y: 2, width: Math.max(1, b - a - 2), height: 3, rx: 1.5,
           class: focused ? "fps-rule fps-on" : "fps-rule" }),
         b - a >= 12 ? svg("text", { x: (a + b) / 2, y: 16, "text-anchor": "middle",
-          class: focused ? "fps-name fps-on" : "fps-name" }, String(i + 1)) : null,
+          class: focused ? "fps-name fps-on" : "fps-name" }, String(i + 1)) : "",
       ];
     });
   }

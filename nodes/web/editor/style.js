@@ -68,9 +68,9 @@ const CSS = `
 
 .fps-plot-box, .fps-tiles-box { position: relative; width: 100%; min-width: 0; flex: 1 0 150px; overflow: hidden; }
 .fps-plot, .fps-tiles { position: absolute; inset: 0; width: 100%; height: 100%; touch-action: none; }
-.fps-plot text { fill: var(--fps-soft); font: 11px Inter, "Segoe UI", system-ui, sans-serif; }
+.fps-plot text { pointer-events: none; fill: var(--fps-soft); font: 11px Inter, "Segoe UI", system-ui, sans-serif; }
 .fps-plot .fps-name.fps-on { fill: var(--fps-text); font-weight: 700; }
-.fps-grid { stroke: var(--fps-line); }
+.fps-grid { stroke: var(--fps-line); pointer-events: none; }
 .fps-band { fill: transparent; cursor: pointer; } .fps-band.fps-on { fill: var(--fps-on); }
 .fps-rule { fill: var(--fps-line); } .fps-rule.fps-on { fill: var(--fps-edge); }
 .fps-bar { cursor: pointer; }
@@ -80,7 +80,7 @@ const CSS = `
 .fps-dense-ground { fill: var(--fps-dense-ground); } .fps-dense-stroke { fill: var(--fps-dense); }
 .fps-line, .fps-line-under { fill: none; stroke: var(--fps-work); stroke-width: 2; pointer-events: none;
   stroke-linejoin: round; }
-.fps-line-under { stroke: var(--fps-panel); stroke-width: 5; opacity: .8; }
+.fps-line-under { stroke: var(--fps-panel); stroke-width: 4; opacity: .55; }
 .fps-dot { fill: var(--fps-work); stroke: var(--fps-panel); stroke-width: 1.5; pointer-events: none; }
 .fps-end line { stroke: var(--fps-edge); stroke-dasharray: 2 3; pointer-events: none; }
 .fps-knob { fill: var(--fps-edge); stroke: var(--fps-panel); stroke-width: 1.5; pointer-events: none; }
@@ -99,6 +99,7 @@ const CSS = `
 .fps-query-dot { fill: var(--fps-ground); }
 .fps-caption { color: var(--fps-soft); font-size: 11px; line-height: 1.35; margin-top: 4px !important; }
 
+.fps-scroll { position: relative; flex: none; }
 .fps-table { width: 100%; border-collapse: collapse; table-layout: fixed; font: inherit; color: inherit; }
 .fps-table th, .fps-table td { padding: 2px; text-align: left; font-weight: 400; vertical-align: middle; border: 0; }
 .fps-table thead th { color: var(--fps-soft); font-size: 11px; padding: 0 2px 2px 9px; white-space: nowrap; }
@@ -106,6 +107,8 @@ const CSS = `
 .fps-table .fps-number { width: 42px; padding-left: 0; }
 .fps-table th:nth-child(3), .fps-table th:nth-child(4) { width: 14.5%; }
 .fps-table thead th.fps-right { width: 56px; }
+.fps-table.fps-patterns th:nth-child(3) { width: 14%; } .fps-table.fps-patterns th:nth-child(4) { width: 12%; }
+.fps-table.fps-patterns th:nth-child(5) { width: 16%; }
 .fps-table th:last-child { width: 28px; }
 .fps-table .fps-right { text-align: right; }
 .fps-table .fps-share { color: var(--fps-soft); padding-right: 6px; white-space: nowrap; }
@@ -127,7 +130,7 @@ select.fps-field { padding: 0 2px 0 4px; cursor: pointer; }
 .fps-grip, .fps-remove { font: inherit; color: var(--fps-text); width: 24px; height: 24px; padding: 0; display: grid;
   place-items: center; border-radius: 5px; border: 0; background: transparent; cursor: pointer; }
 .fps-grip { cursor: grab; touch-action: none; width: 36px; grid-template-columns: 12px 22px; gap: 2px; }
-.fps-grip i { width: 6px; height: 12px; color: var(--fps-edge);
+.fps-grip i { width: 8px; height: 12px; color: var(--fps-edge);
   background: radial-gradient(circle, currentColor 1px, transparent 1.3px) 0 0 / 4px 4px; }
 .fps-grip:hover i { color: var(--fps-text); }
 .fps-grip b { width: 20px; height: 20px; border-radius: 6px; display: grid; place-items: center; font-size: 11px;
@@ -153,9 +156,11 @@ tr[data-attention="dense"] .fps-grip b { background: var(--fps-dense-ground); co
 .fps-view-field > span { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .fps-view-field .fps-field { font-size: 12px; height: 24px; }
 .fps-view-model { grid-column: span 2; }
-@container (max-width: 380px) {
-  .fps-hint, .fps-table .fps-share, .fps-table thead th.fps-right { display: none; }
-  .fps-table { min-width: 330px; } .fps-scroll { overflow-x: auto; }
+@container (max-width: 450px) {
+  .fps-scroll { overflow-x: auto; } .fps-table { min-width: 440px; } .fps-hint { display: none; }
+}
+@container (max-width: 330px) {
+  .fps-view-row { grid-template-columns: repeat(4, minmax(0, 1fr)); }
 }
 `;
 

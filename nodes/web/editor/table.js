@@ -21,10 +21,11 @@ export function phaseTable(act, say) {
     html("th", { scope: "col", class: "fps-number" }, html("span", { class: "fps-unseen" }, say("phase"))),
     ...["until", "attention", "granularity"].map((key) => html("th", { scope: "col" }, say(key))),
     SELECTORS.length ? html("th", { scope: "col" }, say("pattern")) : null,
-    ...AXES.map((axis) => html("th", { scope: "col", title: say(axis) }, `${say("window")} ${axis}`)),
+    ...AXES.map((axis) => html("th", { scope: "col", title: say(axis) },
+      SELECTORS.length ? axis : `${say("window")} ${axis}`)),
     html("th", { scope: "col", class: "fps-right" }, say("share")),
     html("th", { scope: "col" }, html("span", { class: "fps-unseen" }, say("remove"))));
-  const element = html("table", { class: "fps-table" },
+  const element = html("table", { class: SELECTORS.length ? "fps-table fps-patterns" : "fps-table" },
     html("caption", { class: "fps-unseen" }, say("phases")), html("thead", {}, head), body);
   /** @type {ReturnType<typeof phaseRow>[]} */
   const rows = [];
