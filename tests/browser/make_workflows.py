@@ -27,7 +27,7 @@ def contents() -> dict[str, str]:
     """Return every file's text by its path below the pack's folder."""
     files = {f"subgraphs/{blueprint.NAME}.json": json.dumps(blueprint.blueprint(), indent=2) + "\n"}
     for name in WORKFLOWS:
-        files[f"workflows/{name}.json"] = json.dumps(ui_form(graph(name)), indent=2) + "\n"
+        files[f"workflows/{name}.json"] = json.dumps(ui_form(graph(name), name), indent=2) + "\n"
         files[f"workflows/api/{name}.json"] = json.dumps(api_form(graph(name)), indent=2) + "\n"
     return files
 

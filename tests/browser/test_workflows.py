@@ -194,7 +194,7 @@ def small_graph(generator) -> dict:
         "Test Conditioning", [], ["noise_seed", "tokens", "path"], [("CONDITIONING", "CONDITIONING")]
     )
     try:
-        return generator.ui_form(graph)
+        return generator.ui_form(graph, "small")
     finally:
         del generator.TYPES["FPSTestConditioning"]
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
 
-from .forms import node_row
+from .forms import identity, node_row
 from .parts import APPLY, SCHEDULE, apply, schedule
 
 NAME = "Wan2.1 + FPSAttention"
@@ -14,11 +13,6 @@ DESCRIPTION = (
     "preset, or edit the schedule's text."
 )
 INPUT, OUTPUT, INSTANCE = -10, -20, 1
-
-
-def identity(what: str) -> str:
-    """An id that stays the same every time the file is written."""
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"fpsattention/subgraphs/{NAME}/{what}"))
 
 
 def inner_nodes() -> list[dict[str, Any]]:
@@ -41,13 +35,19 @@ def link(number: int, origin: tuple[int, int], target: tuple[int, int], kind: st
 
 def socket(what: str, links: list[int], pos: list[int]) -> dict[str, Any]:
     label = {"label": what}
-    return {"id": identity(what), "name": what, "type": "MODEL", "linkIds": links, "pos": pos} | label
+    return {
+        "id": identity(f"subgraphs/{NAME}/{what}"),
+        "name": what,
+        "type": "MODEL",
+        "linkIds": links,
+        "pos": pos,
+    } | label
 
 
 def blueprint() -> dict[str, Any]:
     """Return the file's content: one instance, and the definition of what it holds."""
     definition = {
-        "id": identity("definition"),
+        "id": identity(f"subgraphs/{NAME}/definition"),
         "version": 1,
         "state": {"lastGroupId": 0, "lastNodeId": APPLY, "lastLinkId": 3, "lastRerouteId": 0},
         "revision": 0,
@@ -85,6 +85,7 @@ def blueprint() -> dict[str, Any]:
         "title": NAME,
     }
     return {
+        "id": identity(f"subgraphs/{NAME}"),
         "revision": 0,
         "last_node_id": INSTANCE,
         "last_link_id": 0,

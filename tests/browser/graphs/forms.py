@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,8 +125,13 @@ def node_row(node: Node, order: int) -> dict[str, Any]:
     return row
 
 
-def ui_form(graph: Graph) -> dict[str, Any]:
-    """Return the UI-format workflow."""
+def identity(what: str) -> str:
+    """An id as the page wants it, the same every time a file is written."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"fpsattention/{what}"))
+
+
+def ui_form(graph: Graph, name: str) -> dict[str, Any]:
+    """Return the UI-format workflow called ``name``."""
     rows = {node.id: node_row(node, order) for order, node in enumerate(graph.nodes)}
     links: list[list[Any]] = []
     for node in graph.nodes:
@@ -139,7 +145,7 @@ def ui_form(graph: Graph) -> dict[str, Any]:
             entry["link"] = number
             outgoing["links"] = [*(outgoing["links"] or []), number]
     return {
-        "id": "",
+        "id": identity(f"workflows/{name}"),
         "revision": 0,
         "last_node_id": max(rows),
         "last_link_id": len(links),

@@ -1,0 +1,85 @@
+// A new user's way through the page: templates, a card, what is missing, Run, the report. Times as "TIME seconds what".
+// usage: node first_run.mjs <server url> <chromium> <profile folder> <job.json>; waits on stdin for the models.
+import { createRequire } from "node:module";
+import { readFileSync } from "node:fs";
+import { once } from "node:events";
+
+const require = createRequire(process.env.PLAYWRIGHT_FOLDER + "/");
+const { chromium } = require("playwright-core");
+const [url, executablePath, profile, path] = process.argv.slice(2);
+const job = JSON.parse(readFileSync(path, "utf8"));
+
+const context = await chromium.launchPersistentContext(profile, {
+  executablePath,
+  headless: true,
+  viewport: { width: 1920, height: 1080 },
+  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync"],
+});
+await context.route("**/*", (route) =>
+  new URL(route.request().url()).hostname === "127.0.0.1" ? route.continue() : route.abort());
+const page = await context.newPage();
+page.on("pageerror", (error) => console.log("pageerror: " + error));
+page.on("console", (message) => {
+  const text = message.text();
+  if (/schema|fps|ComfyUI-FPSAttention/i.test(text) && message.type() !== "log") console.log(message.type() + ": " + text);
+});
+let begin = Date.now();
+const lap = (what) => {
+  console.log(`TIME ${(Date.now() - begin) / 1000} ${what}`);
+  begin = Date.now();
+};
+const shot = (name) => page.screenshot({ path: `${job.pictures}/${name}.png` });
+
+await page.goto(url, { waitUntil: "domcontentloaded" });
+await page.waitForFunction(
+  () => window.app?.graph && window.LiteGraph?.registered_node_types?.FPSAttentionApply, null, { timeout: 120000 });
+lap("page");
+await page.waitForTimeout(3000);
+if (!(await page.locator('[role="dialog"]').count())) await page.getByText("Templates", { exact: true }).first().click();
+begin = Date.now();
+await page.getByText(job.category).first().click({ timeout: 20000 });
+await page.getByText(job.template).first().waitFor({ timeout: 20000 });
+lap("templates");
+await page.waitForTimeout(2000);
+await shot("templates");
+begin = Date.now();
+await page.getByText(job.template).first().click();
+await page.waitForFunction(() => (window.app.graph.nodes ?? window.app.graph._nodes)
+  .some((node) => node.type === "FPSAttentionSchedule"), null, { timeout: 60000 });
+lap("template opened");
+await page.waitForTimeout(3000);
+const details = page.getByText("View details").first();
+if (await details.count()) await details.click();
+await page.waitForTimeout(1500);
+await shot("missing");
+console.log("missing: " + JSON.stringify(await page.evaluate(() =>
+  document.body.innerText.match(/[\w.]+\.safetensors/g)?.filter((x, i, all) => all.indexOf(x) === i) ?? [])));
+
+console.log("MODELS");
+await once(process.stdin, "data");
+await page.evaluate(async (workflow) => {
+  await window.app.refreshComboInNodes();
+  await window.app.loadGraphData(workflow, true, true);
+}, job.reduced);
+await page.waitForTimeout(2500);
+begin = Date.now();
+await page.getByRole("button", { name: /^Run|Queue/ }).first().click();
+await page.waitForFunction(async () => {
+  const entries = Object.values(await (await fetch("/history")).json());
+  return entries.length && entries.at(-1).status.completed;
+}, null, { timeout: 120000, polling: 250 });
+lap("run to the video, 8 small steps");
+await page.waitForTimeout(3000);
+await page.evaluate(() => {
+  const nodes = window.app.graph.nodes ?? window.app.graph._nodes;
+  const report = nodes.find((node) => node.type === "FPSAttentionReport"), ds = window.app.canvas.ds;
+  ds.scale = 1.05;
+  ds.offset[0] = -report.pos[0] + 120;
+  ds.offset[1] = -report.pos[1] + 130;
+  window.app.canvas.setDirty(true, true);
+});
+await page.waitForTimeout(2000);
+await shot("report");
+await context.close();
+process.exit(0);
