@@ -129,3 +129,41 @@ def test_the_node_gives_schedule_text_report_and_picture(results):
     assert case["image"][0] == 1 and case["image"][3] == 3 and case["image"][1] > 600
     assert 0 <= case["range"][0] < case["range"][1] <= 1
     assert results["host_names"]["predict_noise"]
+
+
+def test_the_server_profiles_over_http(server, tiny):
+    """The node as the page queues it: schedule into the sampler's patch, text and picture on the node."""
+    tiny.write_tiny_wan(server.base / "models" / "diffusion_models" / "profiled.safetensors", layers=2)
+    info = server.get("/object_info/FPSAttentionProfile")["FPSAttentionProfile"]
+    assert info["output_node"] and all(info["output_tooltips"])
+    assert info["input_order"]["required"] == [
+        "model", "positive", "negative", "latent_image", "seed", "steps", "cfg", "sampler_name", "scheduler", "effort",
+        "aim", "density", "psnr", "phases",
+    ]  # fmt: skip
+    inputs = {
+        "model": ["1", 0], "positive": ["2", 0], "negative": ["2", 0], "latent_image": ["3", 0], "seed": 4, "steps": 3,
+        "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "effort": "runs", "aim": "density", "density": 0.5,
+        "psnr": 25.0, "phases": 2,
+    }  # fmt: skip
+    size = {"width": 256, "height": 128, "length": 5, "batch_size": 1}
+    graph = {
+        "1": {"class_type": "UNETLoader", "inputs": {"unet_name": "profiled.safetensors", "weight_dtype": "default"}},
+        "2": {"class_type": "FPSTestConditioning", "inputs": {"noise_seed": 1, "tokens": 64}},
+        "3": {"class_type": "EmptyHunyuanLatentVideo", "inputs": size},
+        "4": {"class_type": "FPSAttentionProfile", "inputs": inputs},
+        "5": {
+            "class_type": "FPSAttentionApply",
+            "inputs": {"model": ["1", 0], "backend": "auto", "schedule": ["4", 0]},
+        },
+        "6": {
+            "class_type": "KSampler",
+            "inputs": {name: inputs[name] for name in list(inputs)[1:9]} | {"model": ["5", 0], "denoise": 1.0},
+        },
+        "7": {"class_type": "SaveLatent", "inputs": {"samples": ["6", 0], "filename_prefix": "profiled"}},
+    }
+    entry = server.prompt(graph)
+    shown = entry["outputs"]["4"]
+    assert shown["text"][0].startswith("FPSAttention Profile: ") and len(shown["images"]) == 1
+    assert any(path.suffix == ".latent" for path in server.files(entry))
+    log = server.log()
+    assert "dense steps with row probes" in log and "about the time of" in log and "s a step, about" in log
