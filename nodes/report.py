@@ -46,7 +46,9 @@ class FPSAttentionReport(io.ComfyNode):
                 io.Latent.Output("latent_out", display_name="LATENT", tooltip="The latent, unchanged."),
                 io.String.Output("text", display_name="text", tooltip="The report as text."),
                 io.Image.Output(
-                    "image", display_name="IMAGE", tooltip="One bar per step: its density, hatched when dense."
+                    "image",
+                    display_name="IMAGE",
+                    tooltip="One bar per step: its density, hatched when dense; below, the time of each block.",
                 ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
