@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from fpsattention.kernels.outlook import sampler_sigmas, step_outlooks, video_grid
 from fpsattention.kernels.presets import PRESETS, preset
 from fpsattention.kernels.schedule import Schedule
 
 STEPS = (4, 8, 20, 50)
-# Dense steps and attention work in percent of dense, for 4, 8, 20 and 50 steps; the README shows the same.
+# Dense steps and attention work in percent of dense, for 4, 8, 20 and 50 steps; the README shows those of shift 5.
 TABLE = {
     ("mild", 3): ((1, 56), (2, 56), (5, 56), (11, 54)),
     ("mild", 5): ((2, 71), (3, 63), (7, 62), (16, 60)),
@@ -60,3 +62,11 @@ def test_few_steps_get_one_dense_step(steps, shift):
     """The table's claim between its columns: one dense step, the others at mild's density."""
     assert outlook(preset("few-step"), steps, shift)[0] == 1
     assert preset("few-step").phases[-1] == preset("mild").phases[-1]
+
+
+@pytest.mark.parametrize("name", ["mild", "few-step", "balanced", "fast"])
+def test_the_readme_says_so(name):
+    readme = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
+    cells = [f"{dense} + {steps - dense}, {work} %" for steps, (dense, work) in zip(STEPS, TABLE[name, 5])]
+    (row,) = [line for line in readme.splitlines() if line.startswith(f"| {name} | ") and " + " in line]
+    assert row.strip("| ").split(" | ")[2:] == cells
