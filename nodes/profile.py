@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..kernels.grid import TokenGrid
-from ..kernels.profiling.cost import FLOAT32, Effort, plan_effort
+from ..kernels.profiling.cost import Effort, plan_effort
 from ..kernels.profiling.errors import ProfileError
 from ..kernels.profiling.propose import ATTEMPTS, propose
 from ..kernels.profiling.rows import RowPlan, plan_rows
@@ -146,7 +146,7 @@ def _profile(model: Any, job: Job, goal: Goal, runs: bool, node_id: str | None) 
     meter = Meter(base, job.steps, node_id)
     sampling = Sampling(base, job, header, meter)
     sigmas = sampling.step_sigmas
-    slowdown = 1.0 if compute_dtype(base) == torch.float32 else FLOAT32
+    float32 = compute_dtype(base) == torch.float32
     found: dict[str, _Setting] = {}
 
     def prepare(grid: TokenGrid) -> tuple[RowPlan, Effort]:
@@ -156,9 +156,7 @@ def _profile(model: Any, job: Job, goal: Goal, runs: bool, node_id: str | None) 
         density = levels[probing].density
 
         def effort_with(candidates: Sequence[int]) -> Effort:
-            return plan_effort(
-                shape, grid.tokens, len(sigmas), density, candidates=tuple(candidates), slowdown=slowdown
-            )
+            return plan_effort(shape, grid.tokens, len(sigmas), density, candidates=tuple(candidates), float32=float32)
 
         segments, effort = _parts(sigmas, goal, runs, effort_with)
         found["setting"] = _Setting(segments, levels, probing, grid)
@@ -191,6 +189,7 @@ def _profile(model: Any, job: Job, goal: Goal, runs: bool, node_id: str | None) 
         probe_seconds=probe.seconds,
         step_seconds=meter.seconds,
         was_patched=patched,
+        trained=header is not None,
         model_steps=meter.done,
     )
     sampling.forget()

@@ -27,6 +27,7 @@ class Facts:
     probe_seconds: float
     step_seconds: float | None
     was_patched: bool
+    trained: bool
     model_steps: int
 
 
@@ -97,6 +98,11 @@ def _notes(study: Study, facts: Facts) -> str:
     if facts.was_patched:
         notes.insert(
             0, "the MODEL carried an FPSAttention patch, which was left aside; the model below it was profiled."
+        )
+    if facts.trained:
+        notes.append(
+            "the file says which schedule the model was trained with: sampling densely, the measure here, is not what it "
+            "is best at. Keep its own schedule unless you know better."
         )
     if not study.measured:
         notes.append(

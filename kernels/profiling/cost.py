@@ -17,11 +17,12 @@ LIMIT = 3.0
 SMALL = 2e11
 # At most this many layers and steps are probed.
 MAX_LAYERS, MAX_STEPS = 8, 32
-# Passes over q, k or v (read, scale, round, write) of one granularity, in operations per element.
-_ELEMENTWISE = 40
-# Probes compute in float32 without tensor cores, the model in 16 bits with them: on data center cards, up to 15 times
-# slower per operation. The limit holds with this factor, which is 1 for a model that computes in float32 itself.
-FLOAT32 = 15.0
+# What quantizing at one granularity reads and writes, per number of q, k and v.
+_BYTES = 20
+# Probes compute in float32 without tensor cores, the model in 16 bits with them: on data center cards up to 15 times
+# slower per operation, and a byte takes as long as 150 of the model's operations. The limit holds with these factors,
+# which are 1 and 10 for a model that computes in float32 itself.
+FLOAT32, PER_BYTE, PER_BYTE_FLOAT32 = 15.0, 150.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,13 @@ def forward_flops(shape: ModelShape, tokens: int, density: float = 1.0) -> float
 def probe_flops(
     shape: ModelShape, tokens: int, rows: int = TILES * ROWS, passes: int = 1 + len(GRANULARITIES)
 ) -> float:
-    """Return the operations of one row probe of one layer: ``passes`` passes of ``rows`` rows over all keys, and the
-    element-wise work of quantizing q, k and v in all but the first."""
-    return passes * 4.0 * rows * tokens * shape.dim + (passes - 1) * _ELEMENTWISE * 3.0 * tokens * shape.dim
+    """Return the operations of one row probe of one layer: ``passes`` passes of ``rows`` rows over all keys."""
+    return passes * 4.0 * rows * tokens * shape.dim
+
+
+def probe_bytes(shape: ModelShape, tokens: int, granularities: int = len(GRANULARITIES)) -> float:
+    """Return what one row probe of one layer moves to quantize q, k and v at every granularity."""
+    return granularities * _BYTES * 3.0 * tokens * shape.dim
 
 
 def plan_effort(
@@ -79,17 +84,18 @@ def plan_effort(
     density: float,
     *,
     candidates: tuple[int, ...] = (),
-    slowdown: float = FLOAT32,
+    float32: bool = False,
 ) -> Effort:
     """Return what may be probed within three dense steps: all steps (at most 32) at up to 8 layers, and of the
     ``candidates`` as many one-step losses at ``density`` as fit beside them, spread evenly.
 
-    Row probes, which are ``slowdown`` times slower per operation than the model, take at most half of the limit;
-    layers go first where they would not fit, then steps.
+    ``float32`` says that the model computes in it. Row probes take at most half of the limit; layers go first where
+    they would not fit, then steps.
     """
     call = forward_flops(shape, tokens)
     limit = max(LIMIT, SMALL / call)
-    one = slowdown * probe_flops(shape, tokens) / call
+    slower, per_byte = (1.0, PER_BYTE_FLOAT32) if float32 else (FLOAT32, PER_BYTE)
+    one = (slower * probe_flops(shape, tokens) + per_byte * probe_bytes(shape, tokens)) / call
     layers, chosen = min(MAX_LAYERS, shape.layers), min(MAX_STEPS, steps)
     while layers > 1 and one * layers * chosen > limit / 2:
         layers -= 1

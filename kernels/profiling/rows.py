@@ -98,7 +98,7 @@ def row_errors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: RowPlan)
         part = slice(start, start + step)
         qh, kh, vh = (x[:, part].transpose(0, 1).float() for x in (q, k, v))
         exact, windowed = _windows(qh[:, rows], kh, vh, index, visible, len(plan.tiles))
-        outputs = [_quantized(name, qh, kh, vh, rows, plan) for name in plan.granularities]
+        outputs = _quantized_all(qh, kh, vh, rows, plan)
         outputs += list(windowed)
         for i, output in enumerate(outputs):
             total[i] += _compare(output, exact)
@@ -130,16 +130,25 @@ def _windows(
     return exact, outputs.flatten(2, 3)
 
 
-def _quantized(
-    name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, plan: RowPlan
-) -> torch.Tensor:
-    """Return the rows ``(H, R, D)`` of dense attention with q, k ``(H, S, D)`` quantized at granularity ``name``."""
+def _quantized_all(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, plan: RowPlan
+) -> list[torch.Tensor]:
+    """Return the rows ``(H, R, D)`` of dense attention from q, k, v ``(H, S, D)`` for every granularity."""
+    if not plan.granularities:
+        return []
     smooth = k - k.mean(1, keepdim=True).nan_to_num_(0.0, 0.0, 0.0)
+    values = fake_quantize_(v.clone()[None], scales(v, "channel", plan.tiling)[None])[0]
+    return [_quantized(name, q, smooth, values, rows, plan) for name in plan.granularities]
+
+
+def _quantized(
+    name: str, q: torch.Tensor, smooth: torch.Tensor, values: torch.Tensor, rows: torch.Tensor, plan: RowPlan
+) -> torch.Tensor:
+    """Return the rows for granularity ``name`` from q, smoothed k and quantized v ``(H, S, D)``."""
     q_scale, k_scale = scales(q, name, plan.tiling), scales(smooth, name, plan.tiling)
     q_rows = q[:, rows]
     q_rows = fake_quantize_(q_rows[None], _at(q_scale, rows)[None])[0]
-    keys = fake_quantize_(smooth[None], k_scale[None])[0]
-    values = fake_quantize_(v.clone()[None], scales(v, "channel", plan.tiling)[None])[0]
+    keys = fake_quantize_(smooth.clone()[None], k_scale[None])[0]
     scores = torch.matmul(q_rows, keys.transpose(-1, -2)) * (LOG2E / math.sqrt(q.shape[-1]))
     p = (scores - scores.amax(-1, keepdim=True).ceil() + P_SHIFT).exp2_()
     p = round_e4m3_(p)

@@ -93,7 +93,7 @@ def dense_is_exact(model, what, counter=None) -> bool:
         levels = PROFILE.ladder(grid)
         plan = PROFILE.plan_rows(grid, levels[:-1])
         found["grid"] = grid
-        return plan, PROFILE.plan_effort(PROFILE.model_shape(model), grid.tokens, what.steps, 0.3, slowdown=1.0)
+        return plan, PROFILE.plan_effort(PROFILE.model_shape(model), grid.tokens, what.steps, 0.3, float32=True)
 
     probe = PROFILE.Probe(prepare)
     got = sampling.dense(probe)
@@ -146,7 +146,7 @@ def case_replayed_runs_are_whole_runs():
         def prepare(grid):
             levels = PROFILE.ladder(grid)
             shape = PROFILE.model_shape(MODEL)
-            return PROFILE.plan_rows(grid, levels[:-1]), PROFILE.plan_effort(shape, grid.tokens, 1, 0.3, slowdown=1.0)
+            return PROFILE.plan_rows(grid, levels[:-1]), PROFILE.plan_effort(shape, grid.tokens, 1, 0.3, float32=True)
 
         sampling.dense(PROFILE.Probe(prepare))
         before = meter.done
