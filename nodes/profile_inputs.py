@@ -61,9 +61,9 @@ def profile_inputs() -> list[io.Input]:
             options=list(EFFORTS),
             default=EFFORTS[-1],
             tooltip=(
-                "rows: one dense run with probes, at most three dense steps more; the proposal is an estimate from "
-                "attention errors, which can be wrong. runs: also compares final latents, at the price of about seven "
-                "runs; the proposal is measured."
+                "rows: one dense run with probes, at most three dense steps more; a report of attention errors and "
+                "one-step losses, and a uniform schedule. runs: also compares final latents, in about the time of nine "
+                "runs, and proposes phases from that."
             ),
         ),
         io.Combo.Input(

@@ -101,8 +101,8 @@ def _notes(study: Study, facts: Facts) -> str:
         )
     if facts.trained:
         notes.append(
-            "the file says which schedule the model was trained with: sampling densely, the measure here, is not what it "
-            "is best at. Keep its own schedule unless you know better."
+            "the file says which schedule the model was trained with: dense sampling, the measure here, is not what "
+            "it is best at. Keep its own schedule unless you know better."
         )
     if not study.measured:
         notes.append(
