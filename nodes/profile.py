@@ -45,7 +45,7 @@ class FPSAttentionProfile(io.ComfyNode):
                 "Finds out at which noise levels this model needs its attention, and proposes a schedule. It samples "
                 "your prompt once dense, looks at the attention of some rows in every step, then samples again with "
                 "only a part of the steps sparse, and compares the final latents on the same seed. With the effort "
-                "'runs' that takes about as long as nine dense runs; the log says how long at the start. Do it once "
+                "'runs' that takes about as long as seven videos; the log says how long at the start. Do it once "
                 "per model and keep the schedule text."
             ),
             search_aliases=["find schedule", "attention sensitivity", "calibrate sparse attention", "auto schedule"],
