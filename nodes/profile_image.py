@@ -61,8 +61,6 @@ def _sensitivity(draw: ImageDraw.ImageDraw, study: Study, top: int) -> None:
         places.append((x0, x1))
         height = value / largest * _PLOT * 0.92
         pen.bar(draw, (x0 + 4, base - height, x1 - 4, base), pen.COLORS[4])
-        label = f"{study.psnr(value * segment.steps):.1f} dB" if study.measured and value > 0 else ""
-        draw.text(((x0 + x1) / 2, base - height - 4), label, font=pen.font(13), fill=pen.SOFT, anchor="mb")
         middle = (x0 + x1) / 2
         draw.text((middle, base + 5), f"steps {segment.name}", font=pen.font(13), fill=pen.INK, anchor="ma")
         sigmas = f"sigma {segment.sigmas[0]:.3f} to {segment.sigmas[-1]:.3f}"
@@ -78,6 +76,10 @@ def _sensitivity(draw: ImageDraw.ImageDraw, study: Study, top: int) -> None:
         draw.line(points, fill=color, width=width)
         if candidate is study.proposal:
             _densities(draw, study, places, base)
+    for segment, value, (x0, x1) in zip(study.segments, harm, places):
+        if study.measured and value > 0:
+            place = ((x0 + x1) / 2, base - value / largest * _PLOT * 0.92 - 5)
+            _label(draw, place, f"{study.psnr(value * segment.steps):.1f} dB", pen.SOFT, "mb")
     for share in (0.0, 0.5, 1.0):
         draw.text((right + 8, base - share * _PLOT), number(share), font=pen.font(13), fill=pen.COLORS[5], anchor="lm")
     y = base + 48
@@ -98,10 +100,15 @@ def _densities(draw: ImageDraw.ImageDraw, study: Study, places: list, base: floa
             continue
         density = study.levels[level].density
         place = (places[i][0] + 10, base - density * _PLOT - 7)
-        label, letters = number(density, percent=True), pen.font(13)
-        box = draw.textbbox(place, label, font=letters, anchor="lb")
-        draw.rectangle((box[0] - 3, box[1] - 2, box[2] + 3, box[3] + 2), fill=pen.PAPER)
-        draw.text(place, label, font=letters, fill=pen.COLORS[5], anchor="lb")
+        _label(draw, place, number(density, percent=True), pen.COLORS[5], "lb")
+
+
+def _label(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, color: tuple, anchor: str) -> None:
+    """Letters that stay readable on bars and lines."""
+    letters = pen.font(13)
+    box = draw.textbbox(place, text, font=letters, anchor=anchor)
+    draw.rectangle((box[0] - 3, box[1] - 2, box[2] + 3, box[3] + 2), fill=pen.PAPER)
+    draw.text(place, text, font=letters, fill=color, anchor=anchor)
 
 
 def _windows(draw: ImageDraw.ImageDraw, study: Study, left: int, top: int) -> None:

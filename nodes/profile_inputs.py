@@ -62,8 +62,8 @@ def profile_inputs() -> list[io.Input]:
             default=EFFORTS[-1],
             tooltip=(
                 "rows: one dense run with probes, at most three dense steps more; a report of attention errors and "
-                "one-step losses, and a uniform schedule. runs: also compares final latents, in about the time of seven "
-                "runs, and proposes phases from that."
+                "one-step losses, and a uniform schedule. runs: also compares final latents, in about the time of "
+                "seven runs, and proposes phases from that."
             ),
         ),
         io.Combo.Input(
