@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ..kernels.attention import BACKENDS
 from ..kernels.schedule import Schedule, ScheduleError
 from ._api import CATEGORY, FpsSchedule, io
+from .dense_blocks import DenseBlocksError, parse_blocks
 from .patch import apply_patch
 from .settings import choose_settings, file_header
 
@@ -38,6 +40,17 @@ class FPSAttentionApply(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="A Wan2.1 or Wan2.2 model: T2V, I2V, Fun, VACE, Phantom and others."),
                 io.Combo.Input("backend", options=list(BACKENDS), default="auto", tooltip=BACKEND_TOOLTIP),
+                io.String.Input(
+                    "dense_blocks",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Blocks (layers) that stay dense in every step, counted from 0: numbers and ranges such as "
+                        "0, 1, 38-39. Empty: the schedule alone decides. Each one costs its share of dense attention. "
+                        "FPSAttention Profile shows which layers lose most."
+                    ),
+                ),
                 io.MultiType.Input(
                     "schedule",
                     types=[FpsSchedule, io.String],
@@ -59,18 +72,21 @@ class FPSAttentionApply(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, schedule: Any = None) -> bool | str:
-        """Return True, or what is wrong with a schedule given as text; a linked one is checked when it arrives."""
+    def validate_inputs(cls, schedule: Any = None, dense_blocks: Any = None) -> bool | str:
+        """Return True, or what is wrong with text that was given; linked values are checked when they arrive."""
         try:
             as_schedule(schedule)
-        except ScheduleError as error:
+            parse_blocks(dense_blocks or "")
+        except (ScheduleError, DenseBlocksError) as error:
             return str(error)
         return True
 
     @classmethod
-    def execute(cls, model: Any, backend: str, schedule: Any = None) -> io.NodeOutput:
-        """Return the patched clone; raises ScheduleError, HeaderError, PatchError or BackendError with one sentence."""
+    def execute(cls, model: Any, backend: str, schedule: Any = None, dense_blocks: str = "") -> io.NodeOutput:
+        """Return the patched clone; raises ScheduleError, DenseBlocksError, HeaderError, PatchError or BackendError."""
+        blocks = parse_blocks(dense_blocks or "")
         settings = choose_settings(file_header(model), as_schedule(schedule), backend)
+        settings = replace(settings, dense_blocks=blocks)
         return io.NodeOutput(apply_patch(model, settings))
 
 

@@ -63,7 +63,7 @@ def _patched(report: Report, model: Any) -> str:
         report.do("The connected model is not patched: connect the MODEL output of FPSAttention (Wan).")
         return "no, every step runs the host's dense attention"
     settings = patched.settings
-    return f"yes, schedule from {settings.source}, backend {settings.backend}"
+    return f"yes, schedule from {settings.source}, {settings.choices}"
 
 
 def hooks(model: Any) -> list[str]:

@@ -83,7 +83,8 @@ def prepare(
     layers = plans.layers(sigma, blocks + len(control), x.device)
     # Control blocks are layers of their own, behind the main ones.
     behind = {main: layers[blocks + number] for main, number in control.items()}
-    sparse = Sparse(layers[:blocks], backend, layout.known, alike, behind, repeats)
+    main = [None if block in settings.dense_blocks else layers[block] for block in range(blocks)]
+    sparse = Sparse(main, layout.grid.tokens, backend, layout.known, alike, behind, repeats)
     return Call(step, blocks, recorder.clock, sparse, previous)
 
 

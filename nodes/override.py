@@ -27,7 +27,8 @@ OUTSIDE = "attention outside the main blocks is left dense"
 
 @dataclass(frozen=True)
 class Sparse:
-    """What a sparse phase runs: the plan of every main block, and of the control blocks behind a main block.
+    """What a sparse phase runs: the plan of every main block (None: the user wants it dense), and of the control blocks
+    behind a main block. ``tokens`` is the length of the self-attention sequence.
 
     ``control`` maps a main block to the plan of the control block that follows it, ``repeats`` says how often each of
     them runs in one call. ``alike`` is True where other tensors may have the shape of the video's (text of the same
@@ -35,16 +36,12 @@ class Sparse:
     """
 
     plans: list
+    tokens: int
     backend: str
     known_layout: bool = True
     alike: bool = False
     control: dict[int, Any] = field(default_factory=dict)
     repeats: int = 1
-
-    @property
-    def tokens(self) -> int:
-        """The length of the self-attention sequence."""
-        return self.plans[0].grid.tokens
 
 
 class Call:
@@ -90,6 +87,8 @@ class Call:
             self.step.decline(TAKEN)
         elif self._reason is not None:
             self.step.decline(self._reason)
+        elif self.sparse.plans[block] is None:
+            self.step.dense += 1
         else:
             self.step.sparse += 1
         self._plan = None

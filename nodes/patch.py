@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from ..kernels.attention import resolve_backend
+from .dense_blocks import check_blocks
 from .layout import is_wan
 from .model_call import conclude, prepare, step_index
 from .record import Recorder
@@ -46,8 +47,8 @@ class PatchError(ValueError):
 def apply_patch(model: Any, settings: Settings) -> Any:
     """Return a clone of ``model`` that runs ``settings``.
 
-    Raises PatchError for a model that is not Wan, and BackendError when a named backend cannot run a phase of the
-    schedule, in both cases before anything is sampled.
+    Raises PatchError for a model that is not Wan, DenseBlocksError for blocks that it does not have, and BackendError
+    when a named backend cannot run a phase of the schedule, always before anything is sampled.
     """
     diffusion_model = model.get_model_object("diffusion_model")
     if not is_wan(diffusion_model):
@@ -55,6 +56,7 @@ def apply_patch(model: Any, settings: Settings) -> Any:
             f"FPSAttention works on Wan models, this one is {type(model.model).__name__}; "
             "connect a Wan2.1 or Wan2.2 diffusion model."
         )
+    check_blocks(settings.dense_blocks, len(diffusion_model.blocks))
     _check_backends(model, diffusion_model, settings)
 
     settings = _beside_an_earlier_patch(model, settings)

@@ -11,7 +11,7 @@ _HEAD = "step  sigma   phase  attention   window         density  backend       
 
 def report_text(settings: Settings, runs: list[Run], names: dict[str, str]) -> str:
     """Return the report of ``runs``; ``names`` maps node ids to what the user calls them."""
-    lines = [f"FPSAttention: schedule from {settings.source}, backend {settings.backend}"]
+    lines = [f"FPSAttention: schedule from {settings.source}, {settings.choices}"]
     lines += ["  " + line for line in settings.schedule.format().splitlines() if not line.startswith("#")]
     if not runs:
         lines += ["", "This model has not sampled yet: connect the sampler's LATENT to this node."]
@@ -22,7 +22,7 @@ def report_text(settings: Settings, runs: list[Run], names: dict[str, str]) -> s
 
 def report_summary(settings: Settings, runs: list[Run], names: dict[str, str]) -> str:
     """Return the report without its table, for a place that cannot align columns."""
-    lines = [f"Schedule from {settings.source}"]
+    lines = [f"Schedule from {settings.source}, {settings.choices}"]
     for number, run in enumerate(runs, 1):
         lines += [headline(run, number, names), *layouts(settings, run), *findings(run), *timings(run)]
     return "\n".join(lines if runs else [*lines, "This model has not sampled yet."])
@@ -47,8 +47,10 @@ def findings(run: Run) -> list[str]:
             reasons[reason] = reasons.get(reason, 0) + calls
     lines = [f"{calls} calls stayed dense: {why}" if calls else f"skipped: {why}" for why, calls in reasons.items()]
     if not reasons:
-        scheduled = any(step.attention == "dense" for step in run.steps.values())
-        lines.append("nothing stayed dense" + (" but the phases that the schedule makes dense" if scheduled else ""))
+        steps = run.steps.values()
+        chosen = ["the phases that the schedule makes dense"] * any(step.attention == "dense" for step in steps)
+        chosen += ["the blocks in dense_blocks"] * any(step.dense for step in steps if step.attention != "dense")
+        lines.append("nothing stayed dense" + (f" but {' and '.join(chosen)}" if chosen else ""))
     return lines + [f"note: {note}" for note in run.notes if not any(reason in note for reason in reasons)]
 
 

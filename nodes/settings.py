@@ -13,6 +13,7 @@ from ..kernels.outlook import sampler_sigmas
 from ..kernels.plan import attention_work
 from ..kernels.presets import preset
 from ..kernels.schedule import Schedule
+from .dense_blocks import format_blocks
 from .record import Recorder
 
 # One key for the wrapper, the callbacks, the attachment and the per-call state in transformer_options.
@@ -29,13 +30,21 @@ _NOMINAL_STEPS = 20
 
 @dataclass(frozen=True)
 class Settings:
-    """The choices behind one patch. ``source`` says in words where the schedule came from."""
+    """The choices behind one patch. ``source`` says in words where the schedule came from; ``dense_blocks`` stay dense
+    whatever it says."""
 
     schedule: Schedule
     source: str
     backend: str = "auto"
     header: Header | None = None
     notes: tuple[str, ...] = ()
+    dense_blocks: frozenset[int] = frozenset()
+
+    @property
+    def choices(self) -> str:
+        """Return what was chosen beside the schedule, in words."""
+        dense = f", blocks {format_blocks(self.dense_blocks)} always dense" if self.dense_blocks else ""
+        return f"backend {self.backend}{dense}"
 
     @property
     def tiles(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def call_of(*, control: bool = False, repeats: int = 1, blocks: int = 2, **optio
     clock = BlockClock()
     clock.prepare(torch.device("cpu"))
     behind = {0: PLAN} if control else {}
-    sparse = Sparse([PLAN] * blocks, "reference", control=behind, repeats=repeats, **options)
+    sparse = Sparse([PLAN] * blocks, PLAN.grid.tokens, "reference", control=behind, repeats=repeats, **options)
     return Call(Step(0.5, 0, 0, "bf16"), blocks, clock, sparse)
 
 

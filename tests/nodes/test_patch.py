@@ -10,6 +10,7 @@ from fpsattention.kernels.plan import _build
 from fpsattention.kernels.schedule import Schedule
 from fpsattention.nodes import patch
 from fpsattention.nodes.clock import BlockClock
+from fpsattention.nodes.dense_blocks import DenseBlocksError
 from fpsattention.nodes.model_call import is_slow_here
 from fpsattention.nodes.patch import PatchError, apply_patch, step_index
 from fpsattention.nodes.record import Step
@@ -342,3 +343,22 @@ def test_an_error_tells_why_the_run_stopped(host):
     assert run.finished and run.stopped == "out of memory" and run.steps[1.0].reasons == {}
     host.run(model, [1.0])
     assert model.get_attachment(KEY).recorder.runs[-1].stopped is None
+
+
+def test_chosen_blocks_stay_dense(host):
+    """They are counted without a reason; all of them chosen is the host's own result."""
+    text = "0.00 bf16 - all 1 1"
+    (plain,) = host.run(host.Patcher(host.WanModel()), [0.7])
+    (sparse,) = host.run(patched(host, text), [0.7])
+    model = patched(host, text, dense_blocks=frozenset({0, 2}))
+    (out,) = host.run(model, [0.7])
+    (step,) = steps(model)
+    assert (step.sparse, step.dense, step.reasons) == (1, 2, {}) and step.planned_density < step.density < 1
+    assert close(out, plain) > 0 and close(out, sparse) > 0
+    every = patched(host, text, dense_blocks=frozenset(range(LAYERS)))
+    assert torch.equal(host.run(every, [0.7])[0], plain) and steps(every)[0].density == 1.0
+
+
+def test_chosen_blocks_must_exist(host):
+    with pytest.raises(DenseBlocksError, match="block 3, but this model has 3 blocks, 0 to 2"):
+        patched(host, "0.00 dense", dense_blocks=frozenset({3}))

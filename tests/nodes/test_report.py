@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fpsattention.kernels.checkpoint import Header
@@ -86,3 +88,12 @@ def test_hatched_bars_differ_from_filled_ones(sampled):
     image = report_image(settings, runs, {})[0]
     colors = {tuple(round(c * 255) for c in pixel.tolist()) for pixel in image[150:400:3, ::5].reshape(-1, 3)}
     assert (0, 114, 178) in colors and (230, 159, 0) in colors
+
+
+def test_chosen_blocks_are_told(host):
+    settings = replace(choose_settings(None, SCHEDULE, "auto"), dense_blocks=frozenset({0, 1}))
+    model = apply_patch(host.Patcher(host.WanModel()), settings)
+    host.run(model, [1.0, 0.7])
+    text = report_text(settings, list(model.get_attachment(KEY).recorder.runs), {})
+    assert "backend auto, blocks 0-1 always dense" in text
+    assert "nothing stayed dense but the blocks in dense_blocks" in text

@@ -87,7 +87,7 @@ def schedule(number: int = SCHEDULE, preset: str = "custom", *, tall: int = 820,
 
 def apply(model: Source, source: Source | None, number: int = APPLY, title: str = "") -> Node:
     links = {"model": model} | ({"schedule": source} if source else {})
-    return Node(number, "FPSAttentionApply", 120, {"backend": "auto"}, links, title, color=BLUE)
+    return Node(number, "FPSAttentionApply", 120, {"backend": "auto", "dense_blocks": ""}, links, title, color=BLUE)
 
 
 def shift(value: float, model: Source, number: int = SHIFT) -> Node:

@@ -29,7 +29,9 @@ OURS = {
     "FPSAttentionLoadWan": NodeType(
         "Load FPSAttention Wan", [], ["model_name", "weight_dtype"], [*MODEL, SCHEDULE, *TEXT]
     ),
-    "FPSAttentionApply": NodeType("FPSAttention (Wan)", [("model", "MODEL"), SCHEDULE_OR_TEXT], ["backend"], MODEL),
+    "FPSAttentionApply": NodeType(
+        "FPSAttention (Wan)", [("model", "MODEL"), SCHEDULE_OR_TEXT], ["backend", "dense_blocks"], MODEL
+    ),
     "FPSAttentionSchedule": NodeType("FPSAttention Schedule", [], ["preset", "schedule"], [SCHEDULE, *TEXT]),
     "FPSAttentionPreview": NodeType(
         "FPSAttention Preview", [SCHEDULE_OR_TEXT, ("model", "MODEL")],
