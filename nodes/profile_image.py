@@ -9,6 +9,7 @@ import torch
 from PIL import ImageDraw
 
 from ..kernels.profiling.study import Study
+from ..kernels.profiling.trajectory import Segment
 from . import drawing as pen
 from .profile_plots import Axis, curves, heat_map, log_ticks, number
 from .profile_text import Facts, headline
@@ -62,8 +63,9 @@ def _sensitivity(draw: ImageDraw.ImageDraw, study: Study, top: int) -> None:
         height = value / largest * _PLOT * 0.92
         pen.bar(draw, (x0 + 4, base - height, x1 - 4, base), pen.COLORS[4])
         middle = (x0 + x1) / 2
-        draw.text((middle, base + 5), f"steps {segment.name}", font=pen.font(13), fill=pen.INK, anchor="ma")
-        sigmas = f"sigma {segment.sigmas[0]:.3f} to {segment.sigmas[-1]:.3f}"
+        draw.text((middle, base + 5), _steps_of(segment), font=pen.font(13), fill=pen.INK, anchor="ma")
+        last = f" to {segment.sigmas[-1]:.3f}" if segment.steps > 1 else ""
+        sigmas = f"sigma {segment.sigmas[0]:.3f}{last}"
         if x1 - x0 > 130:
             draw.text((middle, base + 21), sigmas, font=pen.font(13), fill=pen.SOFT, anchor="ma")
     for candidate, color, width in ((study.uniform, pen.SOFT, 2), (study.proposal, pen.COLORS[5], 4)):
@@ -99,8 +101,14 @@ def _densities(draw: ImageDraw.ImageDraw, study: Study, places: list, base: floa
         if i and levels[i - 1] == level:
             continue
         density = study.levels[level].density
-        place = (places[i][0] + 10, base - density * _PLOT - 7)
-        _label(draw, place, number(density, percent=True), pen.COLORS[5], "lb")
+        text = "dense" if study.levels[level].is_dense else number(density, percent=True)
+        below = density > 0.85
+        place = (places[i][0] + 10, base - density * _PLOT + (7 if below else -7))
+        _label(draw, place, text, pen.COLORS[5], "lt" if below else "lb")
+
+
+def _steps_of(segment: Segment) -> str:
+    return f"step {segment.name}" if segment.steps == 1 else f"steps {segment.name}"
 
 
 def _label(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, color: tuple, anchor: str) -> None:
@@ -117,7 +125,7 @@ def _windows(draw: ImageDraw.ImageDraw, study: Study, left: int, top: int) -> No
     lines = []
     for i, segment in enumerate(study.segments):
         values = [math.sqrt(value) for value in study.table.curve(segment, levels)]
-        lines.append((f"steps {segment.name}", _shade(i, len(study.segments)), values))
+        lines.append((_steps_of(segment), _shade(i, len(study.segments)), values))
     others = [level for level in study.table.plan.windows if level.window[0] is not None]
     marks = [(level.density, math.sqrt(study.table.mean_square(level.text))) for level in others]
     x = Axis([level.density for level in levels] + [m[0] for m in marks], log=True)
