@@ -54,6 +54,24 @@ export const checks = (
     return { inside, prompt: Object.values(prompt).map((n) => [n.class_type, n.inputs.schedule]) };
   },
 
+  async promoted() {
+    await load(workflow(job.mild));
+    await page.evaluate(async () => {
+      const { subgraph, node } = app.graph.convertToSubgraph(new Set([app.graph.getNodeById(1)]));
+      const inner = (subgraph.nodes ?? subgraph._nodes)[0];
+      app.canvas.openSubgraph(subgraph, node);
+      const slot = inner.inputs.find((input) => (input.widget?.name ?? input.name) === "schedule");
+      subgraph.addInput("schedule", "STRING").connect(slot, inner);
+    });
+    await page.waitForFunction(() => document.querySelector(".fps-note:not([hidden])"));
+    const note = await page.locator(".fps-note").innerText();
+    const prompt = await page.evaluate(async () => {
+      app.canvas.setGraph(app.rootGraph ?? app.graph);
+      return (await app.graphToPrompt()).output;
+    });
+    return { note, prompt: Object.values(prompt).map((n) => [n.class_type, n.inputs.schedule]) };
+  },
+
   async linked() {
     const graph = workflow(job.mild);
     graph.nodes.push({ id: 3, type: "PrimitiveStringMultiline", pos: [1000, 300], size: [300, 200], flags: {}, order: 0,

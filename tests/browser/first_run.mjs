@@ -65,10 +65,13 @@ await page.evaluate(async (workflow) => {
 await page.waitForTimeout(2500);
 begin = Date.now();
 await page.getByRole("button", { name: /^Run|Queue/ }).first().click();
-await page.waitForFunction(async () => {
-  const entries = Object.values(await (await fetch("/history")).json());
-  return entries.length && entries.at(-1).status.completed;
-}, null, { timeout: 120000, polling: 250 });
+await page.evaluate(async () => {
+  for (;;) {
+    const entries = Object.values(await (await fetch("/history")).json());
+    if (entries.length && entries.at(-1).status.completed) return;
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+});
 lap("run to the video, 8 small steps");
 await page.waitForTimeout(3000);
 await page.evaluate(() => {

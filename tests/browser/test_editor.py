@@ -43,7 +43,7 @@ ENTRY = {
 }  # fmt: skip
 CHECKS = [
     *("keyboard", "mouse", "invalid", "saveAndRun", "preset", "undo", "keys", "wheel", "copy", "subgraph", "linked"),
-    *("unparsable", "anyText", "view", "tiles", "zoom", "old", "seconds"),
+    *("unparsable", "anyText", "view", "tiles", "zoom", "old", "seconds", "promoted"),
 ]
 
 
@@ -211,6 +211,12 @@ def test_copy(check):
 def test_subgraph(check):
     assert rows(check["inside"])[1][-1] == "35%"
     assert ["FPSAttentionSchedule", check["inside"]] in check["prompt"]
+
+
+def test_promoted(check):
+    """Where a subgraph offers the text outside, the editor inside is read-only, and the outer text is sent."""
+    assert check["note"].startswith("Read-only")
+    assert ["FPSAttentionSchedule", PRESETS["mild"]] in check["prompt"]
 
 
 def test_linked(check):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import urllib.request
+import uuid
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,7 @@ def test_the_manager_can_name_what_is_missing(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_links_are_consistent(name):
     workflow = ui_of(name)
+    assert str(uuid.UUID(workflow["id"])) == workflow["id"], "the page refuses to validate any other id"
     nodes = {node["id"]: node for node in workflow["nodes"]}
     for number, source, output, target, slot, kind in workflow["links"]:
         assert number in nodes[source]["outputs"][output]["links"]
