@@ -105,7 +105,7 @@ sampler uses it.
 1. Set `density`, the share of attention that may remain (0.30 is 30 %), or set `aim` to psnr and say how close to
    dense the result must stay, in dB.
 2. Queue. The profile runs once and is kept while its inputs stay the same.
-3. Keep the result: copy the text of the Profile node into **FPSAttention Schedule**.
+3. Keep the result: copy **Schedule to keep** into a **FPSAttention Schedule** node.
 
 `effort` rows looks at sampled rows of the attention only, which costs little; runs also samples whole videos and ranks
 schedules by the final result, which can order them otherwise.

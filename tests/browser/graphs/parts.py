@@ -109,8 +109,13 @@ def sampler(model: Source, latent: Source = (SIZE, 0), number: int = SAMPLER, **
     return Node(number, "KSampler", 360, widgets | options, links, title, after=after)
 
 
-def report(latent: Source, model: Source, number: int = REPORT, *, height: int = 760, title: str = "") -> Node:
+def report(latent: Source, model: Source, number: int = REPORT, *, height: int = 560, title: str = "") -> Node:
     return Node(number, "FPSAttentionReport", height, {}, {"latent": latent, "model": model}, title, color=BLUE)
+
+
+def as_text(source: Source, title: str, number: int, height: int = 320) -> Node:
+    """A node that keeps a text in sight; the page shows a node's own text only until the run ends."""
+    return Node(number, "PreviewAny", height, {}, {"source": source}, title)
 
 
 def decode(samples: Source, number: int = DECODE) -> Node:

@@ -23,6 +23,7 @@ from .parts import (
     SHIFT,
     SIZE,
     apply,
+    as_text,
     create_video,
     decode,
     encoders,
@@ -41,6 +42,7 @@ from .parts import (
 # Node ids beyond the shared ones.
 PICTURE_ID, VISION, VISION_ENCODE, CONDITION, TRIM, LORA, PROFILE, PREVIEW = range(20, 28)
 SEED, DENSE_SCHEDULE, DENSE_APPLY, DENSE_SAMPLER, DENSE_REPORT, DENSE_DECODE, STITCH = range(30, 37)
+REPORT_TEXT, PROFILE_TEXT = 40, 41
 
 SMALL, LARGE = "wan2.1_t2v_1.3B_fp16.safetensors", "wan2.1_t2v_14B_fp16.safetensors"
 I2V, VACE = "wan2.1_i2v_480p_14B_fp16.safetensors", "wan2.1_vace_1.3B_fp16.safetensors"
@@ -64,7 +66,7 @@ def attention(model: tuple[int, int] = (LOAD, 0), preset: str = "custom", **seen
 def ending(prefix: str, samples: tuple[int, int] = (SAMPLER, 0), model: tuple[int, int] = (APPLY, 0)) -> list[Column]:
     """Report and video."""
     return [
-        Column("What ran", 560, [report(samples, model)]),
+        Column("What ran", 560, [report(samples, model), as_text((REPORT, 1), "Report as text", REPORT_TEXT)]),
         Column("Video", 560, [decode((REPORT, 0)), create_video((DECODE, 0)), save_video(prefix)]),
     ]
 
@@ -201,8 +203,8 @@ def compare() -> list[Column]:
         Column(
             "What ran", 560,
             [
-                report((DENSE_SAMPLER, 0), (DENSE_APPLY, 0), DENSE_REPORT, height=580, title="Report, dense"),
-                report((SAMPLER, 0), (APPLY, 0), height=580, title="Report, FPSAttention"),
+                report((DENSE_SAMPLER, 0), (DENSE_APPLY, 0), DENSE_REPORT, height=520, title="Report, dense"),
+                report((SAMPLER, 0), (APPLY, 0), height=520, title="Report, FPSAttention"),
             ],
         ),
         Column(
@@ -237,7 +239,7 @@ def profile() -> list[Column]:
         note(notes.PROFILE, model=SMALL),
         Column("Models and size", 400, [stock_model(SMALL), shift(8.0, (LOAD, 0)), *encoders(), size(832, 480)]),
         Column("Prompt", 420, prompts()),
-        Column("Profile", 600, [look]),
+        Column("Profile", 600, [look, as_text((PROFILE, 1), "Schedule to keep", PROFILE_TEXT, 160)]),
         Column("Schedule", 560, [draw]),
         Column("Sample", 340, [apply((SHIFT, 0), (PROFILE, 0)), sampler((APPLY, 0), steps=20)]),
         *ending("video/wan2.1_profiled"),

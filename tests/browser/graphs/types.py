@@ -76,6 +76,7 @@ CORE = {
     "TrimVideoLatent": NodeType(
         "Trim Video Latent", [("samples", "LATENT")], ["trim_amount"], LATENT, {"trim_amount": "INT"}
     ),
+    "PreviewAny": NodeType("Preview as Text", [("source", "*")], [], [("STRING", "STRING")]),
     "PrimitiveString": NodeType("String", [], ["value"], [("STRING", "STRING")]),
     "PrimitiveInt": NodeType("Int", [], ["value"], [("INT", "INT")]),
     "KSampler": NodeType(
