@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .attention import BackendError, resolve_backend
+from .attention import BackendError, choose_backend
 from .bench.timing import ROUNDS, Clock, Timing, short
 from .calibration import interpolate
 from .cards import card_name, driver_version
@@ -132,9 +132,12 @@ def _choose_backend(result: Measurement) -> None:
     size = result.wanted
     attention = "bf16" if size.backend == "triton-bf16" else "fp8"
     try:
-        name, note = resolve_backend(size.backend, size.device, size.dtype, size.head_dim, attention)
+        name, note = choose_backend(size.backend, size.device, size.dtype, size.head_dim, attention)
     except BackendError as error:
         result.notes.append(f"ours was not measured: {error}")
+        return
+    if name is None:
+        result.notes.append(f"ours was not measured: {note}, so steps stay dense with backend auto.")
         return
     if name == "triton-bf16":
         attention = "bf16"

@@ -17,7 +17,7 @@ from importlib import metadata
 import torch
 
 from ..kernels import cards
-from ..kernels.attention import backends, forget_backends
+from ..kernels.attention import BackendError, backends, choose_backend, forget_backends
 from ..kernels.calibration import Calibration, calibration_path
 from ..kernels.calibration_file import shown
 from .host import MINIMUM_HOST, default_dtype, host_attention, host_device, host_version
@@ -114,9 +114,10 @@ def _host(report: Report) -> str:
 def _device(report: Report) -> list[str]:
     device = host_device()
     if device.type != "cuda":
+        slow = "only the slow reference runs" if device.type == "cpu" else "attention stays dense"
         report.do(
-            f"ComfyUI computes on {device.type}, where only the slow reference runs: for speed it needs an NVIDIA card "
-            "and a torch that is built for CUDA, and must not be started with --cpu."
+            f"ComfyUI computes on {device.type}, where {slow}: for speed it needs an NVIDIA card and a torch that is "
+            "built for CUDA, and must not be started with --cpu."
         )
         return [f"{device}: {cards.card_name(device)}"]
     major, minor = torch.cuda.get_device_capability(device)
@@ -128,10 +129,11 @@ def _device(report: Report) -> list[str]:
         f"{total / 2**30:.1f} GiB memory, {free / 2**30:.1f} GiB free now",
     ]
     if torch.version.hip:
-        report.do("AMD cards are not supported by the kernels yet: leave attention dense on this card.")
+        report.do("AMD cards are not supported by the kernels yet: backend auto leaves attention dense on this card.")
     elif (major, minor) < (8, 0):
         report.do(
-            "This card is older than the kernels' oldest (Ampere, compute capability 8.0): leave attention dense."
+            "This card is older than the kernels' oldest (Ampere, compute capability 8.0): backend auto leaves "
+            "attention dense on it."
         )
     return lines
 
@@ -165,8 +167,12 @@ def _backends(report: Report, attention: str) -> list[str]:
     device = host_device()
     dtype = default_dtype(device)
     table = backends(device, dtype, HEAD_DIM, attention)
-    taken = next((name for name, reason in table if reason is None), None)
-    lines = [f"auto takes {taken or 'none, so steps stay dense'} (head dimension {HEAD_DIM}, {str(dtype)[6:]})"]
+    what = f"(head dimension {HEAD_DIM}, {str(dtype)[6:]})"
+    try:
+        taken, note = choose_backend("auto", device, dtype, HEAD_DIM, attention)
+    except BackendError as error:
+        taken, note = None, str(error)
+    lines = [f"auto takes {taken} {what}" if taken else f"auto leaves them dense {what}: {note}"]
     for name, reason in table:
         lines.append(f"  {name:<12} {'can run' if reason is None else reason}")
         if reason and "C compiler" in reason:
@@ -174,8 +180,11 @@ def _backends(report: Report, attention: str) -> list[str]:
                 "Triton needs a C compiler and Python's headers: install build-essential and python3-dev (Linux), or "
                 "the newest triton-windows, which brings its own (Windows); then restart ComfyUI."
             )
-    if device.type == "cuda" and taken == "reference":
-        report.do("Until a Triton backend can run, leave attention dense: the reference is slow on a GPU.")
+    if device.type == "cuda" and taken is None:
+        report.do(
+            "Until a Triton backend can run, nothing gets faster here: backend auto leaves attention dense, and the "
+            "reference, which runs when it is named, is slower than that."
+        )
     return lines
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from ..kernels.attention import backends, requested, resolve_backend
+from ..kernels.attention import choose_backend
 from ..kernels.plan import Plans, plans_for
 from .layout import Layout, control_blocks, sequence_layout
 from .override import Call, Sparse
@@ -72,10 +70,9 @@ def prepare(
         return Call(step, blocks, recorder.clock, previous=previous)
 
     head_dim = diffusion_model.dim // diffusion_model.num_heads
-    backend, note = resolve_backend(settings.backend, x.device, x.dtype, head_dim, step.attention)
-    if is_slow_here(backend, settings.backend, x.device):
-        why = dict(backends(x.device, x.dtype, head_dim, step.attention))[f"triton-{step.attention}"]
-        step.decline(f"no fast backend runs here ({why}), and plain PyTorch would be slower than dense", calls)
+    backend, note = choose_backend(settings.backend, x.device, x.dtype, head_dim, step.attention)
+    if backend is None:
+        step.decline(note, calls)
         return Call(step, blocks, recorder.clock, previous=previous)
     if note:
         run.note(note)
@@ -98,14 +95,6 @@ def conclude(recorder: Recorder, call: Call) -> None:
         run.note("another attention override is present; it gets cross-attention and everything that stays dense.")
     if call.clock.kind is None:
         run.note("blocks are timed on NVIDIA and AMD GPUs and on the CPU only.")
-
-
-def is_slow_here(backend: str, wanted: str, device: torch.device) -> bool:
-    """True where nobody asked for the plain implementation and a GPU's own dense attention is faster than it.
-
-    That is a GPU without Triton, from another maker, or too old. On a processor it stands for all others.
-    """
-    return backend == "reference" and requested(wanted) == "auto" and device.type != "cpu"
 
 
 def step_index(sample_sigmas: list[float], sigma: float) -> int | None:

@@ -148,6 +148,32 @@ def resolve_backend(
 resolve_backend._dynamo_marked_constant = True
 
 
+def choose_backend(
+    backend: str, device: torch.device | str, dtype: torch.dtype, head_dim: int, attention: str
+) -> tuple[str | None, str | None]:
+    """Return what sampling takes: as ``resolve_backend``, but None and the reason where dense attention is faster.
+
+    That is so under 'auto' on a GPU where the plain implementation alone could run: one without Triton, from another
+    maker, or too old. On a processor it stands for all others. Raises BackendError as ``resolve_backend`` does.
+    """
+    name, note = resolve_backend(backend, device, dtype, head_dim, attention)
+    if name != "reference" or requested(backend) != "auto" or torch.device(device).type == "cpu":
+        return name, note
+    why = dict(backends(device, dtype, head_dim, attention))[f"triton-{attention}"]
+    return None, f"no fast backend runs here ({why}), and plain PyTorch would be slower than dense"
+
+
+def auto_backends(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> dict[str, str | None]:
+    """Return what 'auto' takes for each kind of sparse attention, None where that stays dense."""
+    found: dict[str, str | None] = {}
+    for attention in ("fp8", "bf16"):
+        try:
+            found[attention] = choose_backend("auto", device, dtype, head_dim, attention)[0]
+        except BackendError:
+            found[attention] = None
+    return found
+
+
 def requested(backend: str) -> str:
     """Return the backend that a call names, or the forced one for 'auto'. Compiled code watches this."""
     return _forced[-1][0] if backend == "auto" and _forced else backend

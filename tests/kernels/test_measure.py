@@ -265,6 +265,18 @@ def test_a_backend_that_cannot_run_leaves_dense(changes, words):
     assert words in result.notes[0] and result.entry() is None and result.strongest().timing.count > 0
 
 
+def test_a_gpu_without_a_fast_backend_measures_what_runs_there(monkeypatch):
+    """Under auto its steps stay dense, so there is no time of ours to keep; by name the reference is measured."""
+    monkeypatch.setattr(module, "choose_backend", lambda *_: (None, "no fast backend runs here (why)"))
+    result = measure(size())
+    assert result.notes == [
+        "ours was not measured: no fast backend runs here (why), so steps stay dense with backend auto."
+    ]
+    assert result.entry() is None and result.strongest().timing.count > 0
+    monkeypatch.undo()
+    assert measure(size(backend="reference")).entry()["backend"] == "reference"
+
+
 def test_a_device_without_a_clock():
     result = measure(size(device=torch.device("meta")))
     assert result.rows == [] and "on meta there is no clock" in result.notes[0]

@@ -11,7 +11,9 @@ import torch
 from fpsattention.kernels.attention import (
     BACKENDS,
     BackendError,
+    auto_backends,
     backends,
+    choose_backend,
     force_backend,
     forget_backends,
     fps_attention,
@@ -260,6 +262,40 @@ def test_auto_says_what_runs_in_place_of_what(card, capability, dtype, attention
     name, said = resolve_backend("auto", "cuda", dtype, 128, attention)
     assert name == expected
     assert said == (f"{expected} runs in place of {note}." if note else None)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "taken"),
+    [
+        (90, torch.bfloat16, {"fp8": "triton-fp8", "bf16": "triton-bf16"}),
+        (80, torch.float16, {"fp8": "triton-int8", "bf16": "triton-bf16"}),
+        (75, torch.float16, {"fp8": None, "bf16": None}),
+        (90, torch.float32, {"fp8": None, "bf16": None}),
+        (90, torch.float64, {"fp8": None, "bf16": None}),
+    ],
+)
+def test_a_gpu_without_a_fast_backend_stays_dense(card, capability, dtype, taken):
+    card(capability)
+    assert auto_backends("cuda", dtype, 128) == taken
+    if dtype == torch.float64:
+        with pytest.raises(BackendError, match="leave it dense"):
+            choose_backend("auto", "cuda", dtype, 128, "fp8")
+        return
+    assert choose_backend("reference", "cuda", dtype, 128, "fp8") == ("reference", None)
+    name, said = choose_backend("auto", "cuda", dtype, 128, "bf16")
+    if taken["bf16"] is None:
+        assert name is None and "\n" not in said
+        assert said.startswith("no fast backend runs here (needs compute" if capability < 80 else "no fast backend")
+    else:
+        assert (name, said) == resolve_backend("auto", "cuda", dtype, 128, "bf16")
+    with force_backend("reference"):
+        assert choose_backend("auto", "cuda", dtype, 128, "fp8") == ("reference", None)
+
+
+def test_other_makers_stay_dense_and_a_cpu_does_not():
+    name, said = choose_backend("auto", "mps", torch.float16, 128, "fp8")
+    assert name is None and "Triton kernels need a CUDA device, the tensors are on mps" in said
+    assert auto_backends("cpu", torch.float32, 128) == {"fp8": "reference", "bf16": "reference"}
 
 
 def test_int8_is_not_for_cards_with_fp8(card):

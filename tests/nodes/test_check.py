@@ -88,13 +88,24 @@ def test_what_to_do_on_a_card(monkeypatch, changes, words):
     assert any(words in step for step in steps), steps
 
 
+def test_a_card_without_a_fast_backend_stays_dense(monkeypatch):
+    """What the check says of auto is what the patch does."""
+    card(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    text, steps = told()
+    for attention in ("fp8", "bf16"):
+        line = next(line for line in text.splitlines() if line.startswith(f"{attention} steps"))
+        assert "auto leaves them dense (head dimension 128, bfloat16): no fast backend runs here (" in line
+    assert "auto takes" not in text and "reference    can run" in text
+    assert any("backend auto leaves attention dense, and the reference" in step for step in steps)
+
+
 def test_a_missing_compiler_is_a_step(monkeypatch):
     card(monkeypatch)
     reason = "triton cannot reach the card (RuntimeError: x); it needs a C compiler and Python's headers"
     monkeypatch.setattr(check_environment, "backends", lambda *args: [("triton-fp8", reason), ("reference", None)])
     _, steps = told()
     assert any("build-essential and python3-dev" in step for step in steps)
-    assert any("leave attention dense" in step for step in steps)
 
 
 def test_what_fails_costs_its_line(monkeypatch):
