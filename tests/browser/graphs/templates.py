@@ -66,7 +66,7 @@ def attention(model: tuple[int, int] = (LOAD, 0), preset: str = "custom", **seen
 def ending(prefix: str, samples: tuple[int, int] = (SAMPLER, 0), model: tuple[int, int] = (APPLY, 0)) -> list[Column]:
     """Report and video."""
     return [
-        Column("What ran", 560, [report(samples, model), as_text((REPORT, 1), "Report as text", REPORT_TEXT)]),
+        Column("What ran", 720, [report(samples, model), as_text((REPORT, 1), "Report as text", REPORT_TEXT)]),
         Column("Video", 560, [decode((REPORT, 0)), create_video((DECODE, 0)), save_video(prefix)]),
     ]
 
