@@ -120,15 +120,21 @@ class Calibration:
         granularity: str | None,
         density: float,
         pattern: str = "window",
+        *,
+        backend: str | None = None,
+        slots: int | None = None,
+        tile: Sequence[int] | None = None,
     ) -> Estimate | None:
         """Return the expected milliseconds of one call of ``attention`` at ``density``, or None where nothing fits or
         tokens or heads are below 1.
 
-        The rule, exactly. Candidates: entries with this ``card``, ``pattern``, ``head_dim`` and ``attention``; if some
-        of them have this ``granularity``, only those. For the attention 'dense': entries with this ``card`` and
-        ``head_dim`` whose ``dense_ms`` is not null, which then takes the place of ``ms`` below. Of the candidates those
-        with the least ``abs(log(tokens / entry.tokens))``, of those the greatest ``measured`` as text, of those the
-        last in the file.
+        The rule, exactly. Candidates: entries with this ``card``, ``pattern``, ``head_dim`` and ``attention``; of them
+        those with this ``backend``, because another one's times say nothing about it; where it is None, those of any
+        backend but 'reference', or all if there are no others. If some of them have this ``granularity``, only those;
+        if ``slots`` is given and some of these have it, only those. For the attention 'dense': entries with this
+        ``card`` and ``head_dim`` whose ``dense_ms`` is not null, which then takes the place of ``ms`` below. Of the
+        candidates those with the least ``abs(log(tokens / entry.tokens))``, of those the ones with this ``tile`` if it
+        is given and there are any, of those the greatest ``measured`` as text, of those the last in the file.
 
         Then ``scale = (tokens / entry.tokens) ** 2 * heads / entry.heads``,
         ``ms = interpolate(entry.points, density) * scale`` and ``dense_ms = entry.dense_ms * scale`` (None if null);
@@ -139,11 +145,21 @@ class Calibration:
             found = [e for e in found if e["dense_ms"] is not None]
         else:
             found = [e for e in found if (e["pattern"], e["attention"]) == (pattern, attention)]
+            if backend is None:
+                found = [e for e in found if e["backend"] != "reference"] or found
+            else:
+                found = [e for e in found if e["backend"] == backend]
             found = [e for e in found if e["granularity"] == granularity] or found
+            found = [e for e in found if e["slots"] == slots] or found
         if not found or tokens < 1 or heads < 1:
             return None
+
+        def fitness(e: dict) -> tuple:
+            same_tile = attention != "dense" and tile is not None and list(e["tile"]) == list(tile)
+            return -abs(math.log(tokens / e["tokens"])), same_tile, e["measured"]
+
         # max keeps the first of equals, so the last in the file is asked first.
-        best = max(reversed(found), key=lambda e: (-abs(math.log(tokens / e["tokens"])), e["measured"]))
+        best = max(reversed(found), key=fitness)
         scale = (tokens / best["tokens"]) ** 2 * heads / best["heads"]
         dense = None if best["dense_ms"] is None else best["dense_ms"] * scale
         return Estimate(

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
-import { milliseconds } from "../../nodes/web/core/calibration.js";
+import { allStayDense, milliseconds, runSeconds } from "../../nodes/web/core/calibration.js";
 import { chooseTiling, runTiling } from "../../nodes/web/core/grid.js";
 import {
   attentionWork, progressAt, samplerSigmas, sigmaAt, stepOutlooks, videoGrid,
@@ -90,5 +90,24 @@ test("estimates", () => {
     close(found.denseMs, answer.denseMs, "dense");
     assert.equal(found.entry, cases.entries[answer.entry]);
     assert.equal(found.scaled, answer.scaled);
+  }
+});
+
+test("what runs take", () => {
+  for (const { card, text, grid, steps, shift, model, backends, answer, allStayDense: all } of cases.costs) {
+    const phases = parse(text), outlooks = stepOutlooks(phases, gridOf(grid), samplerSigmas(steps, shift).slice(0, -1));
+    const found = runSeconds(cases.entries, card, phases, outlooks, model, backends);
+    const said = JSON.stringify([card, text, model.tokens, backends]);
+    assert.equal(allStayDense(outlooks, backends), all, said);
+    if (!answer) {
+      assert.equal(found, null, said);
+      continue;
+    }
+    close(found.seconds, answer.seconds, said);
+    close(found.denseSeconds, answer.denseSeconds, said);
+    found.steps.forEach((seconds, i) => close(seconds, answer.steps[i], said));
+    assert.equal(found.entry, cases.entries[answer.entry], said);
+    const rest = ({ ran, scaled, staysDense }) => ({ ran, scaled, staysDense });
+    assert.deepEqual(rest(found), rest(answer), said);
   }
 });

@@ -13,6 +13,10 @@ import pytest
 from fpsattention.kernels import calibration_file
 from fpsattention.kernels.calibration import Calibration, CalibrationError, calibration_path, entry_key, interpolate
 from fpsattention.kernels.calibration_file import ENVIRONMENT, MAX_ENTRIES, checked, shown
+from fpsattention.kernels.expected import all_stay_dense, run_seconds
+from fpsattention.kernels.grid import TokenGrid
+from fpsattention.kernels.outlook import sampler_sigmas, step_outlooks
+from fpsattention.kernels.schedule import Schedule
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -106,6 +110,62 @@ def test_granularity_is_preferred_and_the_rest_demanded():
         assert estimate([entry()], **change) is None
     assert estimate([entry()], tokens=0) is None and estimate([entry()], heads=0) is None
     assert estimate([]) is None
+
+
+def test_another_backends_times_are_no_estimate():
+    """A benchmark of the reference, newer and a thousand times slower, changes nothing where Triton runs."""
+    fast, slow = entry(), entry(backend="reference", points=[[0.3, 40_000.0]], measured="2026-11-22")
+    for entries in ([fast, slow], [slow, fast]):
+        assert estimate(entries).entry is fast and estimate(entries, backend="triton-fp8").ms == 2.5
+        assert estimate(entries, backend="reference").entry is slow
+        assert estimate(entries, backend="triton-int8") is None
+    # Nearer in tokens is no excuse either, and where there is nothing else the reference answers.
+    assert estimate([entry(tokens=500), slow]).entry["backend"] == "triton-fp8"
+    assert estimate([slow]).entry is slow and estimate([slow], backend="triton-fp8") is None
+    # The host's own attention was measured beside it all the same.
+    assert estimate([slow], attention="dense", backend="triton-fp8").ms == 12.0
+
+
+def test_slots_are_preferred_and_a_tile_decides_between_equals():
+    small, wide = entry(tokens=1000), entry(slots=128, tile=[3, 5, 8], measured="2026-11-22")
+    assert estimate([small, wide], slots=64).entry is small and estimate([small, wide], slots=128).entry is wide
+    assert estimate([small, wide], slots=32).entry is wide is estimate([small, wide]).entry
+    other = entry(tile=[4, 4, 4], measured="2026-11-22")
+    assert estimate([entry(), other]).entry is other
+    assert estimate([entry(), other], tile=(3, 5, 4)).entry["tile"] == [3, 5, 4]
+    assert estimate([entry(), other], tile=(9, 9, 9)).entry is other
+    # The size says more than the form of a tile.
+    assert estimate([entry(tokens=1000), other], tile=(3, 5, 4)).entry is other
+
+
+def test_what_a_run_takes():
+    schedule = Schedule.parse("0.9 dense\n0.5 fp8 x1 all 40% 40%\n0 bf16 - all 60% 60%")
+    grid = TokenGrid(21, 30, 52)
+    steps = step_outlooks(schedule, grid, sampler_sigmas(8, 5.0)[:-1])
+    fast, bf16 = entry(), entry(backend="triton-bf16", attention="bf16", granularity=None, points=[[1.0, 20.0]])
+    slow = entry(backend="reference", points=[[0.3, 40_000.0]], measured="2026-11-22")
+    both = {"fp8": "triton-fp8", "bf16": "triton-bf16"}
+
+    def run(entries, backends, tokens=32760, card="Card A"):
+        return run_seconds(Calibration(entries), card, schedule, steps, tokens, 12, 30, backends=backends)
+
+    found = run([fast, bf16, slow], both)
+    assert found == run([fast, bf16, slow], None) and len(found.steps) == 8
+    assert found.entry is fast and found.ran == ["triton-fp8", "triton-bf16"]
+    assert not found.scaled and not found.stays_dense and run([fast, bf16], both, tokens=1000).scaled
+    assert found.dense_seconds == pytest.approx(8 * 30 * 0.012) and found.seconds == pytest.approx(sum(found.steps))
+    assert found.steps[0] == pytest.approx(30 * 0.012) and found.steps[-1] == pytest.approx(
+        30 * 0.02 * steps[-1].density
+    )
+    assert run([fast, slow], both) is None and run([fast, bf16], both, card=None) is None
+    # A kind that stays dense takes what dense takes; a backend without FP8 was measured as bf16.
+    half = run([fast], {"fp8": "triton-fp8", "bf16": None})
+    assert half.stays_dense and half.ran == ["triton-fp8"] and half.steps[-1] == half.steps[0]
+    none = run([slow], {"fp8": None, "bf16": None})
+    assert none.seconds == pytest.approx(none.dense_seconds) and none.ran == ["attention_pytorch"]
+    assert run([bf16], {"fp8": "triton-bf16", "bf16": "triton-bf16"}).ran == ["triton-bf16"]
+    assert all_stay_dense(steps, {"fp8": None, "bf16": None}) and not all_stay_dense(steps, both)
+    assert not all_stay_dense(steps, None) and not all_stay_dense(steps[:1], {"fp8": None, "bf16": None})
 
 
 def test_dense_steps_have_an_estimate_of_their_own():

@@ -1,12 +1,15 @@
 // Expected milliseconds from what was measured on a card: the same rule as kernels/calibration.py.
 
 /** One measured series; `points` are [density, ms] in ascending order.
- * @typedef {{card: string, backend: string, attention: string, granularity: string | null, head_dim: number,
- *   tokens: number, heads: number, pattern: string, points: number[][], dense_ms: number | null,
- *   measured: string}} Entry */
+ * @typedef {{card: string, backend: string, attention: string, granularity: string | null, slots: number,
+ *   tile: number[], head_dim: number, tokens: number, heads: number, pattern: string, points: number[][],
+ *   dense_ms: number | null, dense_backend: string | null, measured: string}} Entry */
 /** @typedef {{ms: number, denseMs: number | null, entry: Entry, scaled: boolean}} Estimate */
 /** What is asked for. @typedef {{card: string, tokens: number, heads: number, headDim: number, attention: string,
- *   granularity: string | null, density: number, pattern?: string}} Call */
+ *   granularity: string | null, density: number, pattern?: string, backend?: string | null, slots?: number | null,
+ *   tile?: number[] | null}} Call */
+/** What runs each kind of sparse attention, null where that stays dense; null as a whole where it is not known.
+ * @typedef {Record<string, string | null> | null} Backends */
 
 /** Milliseconds at a density from points in ascending order; the ends go on along the outermost segment.
  * @param {number[][]} points @param {number} density @returns {number} */
@@ -25,22 +28,33 @@ export function interpolate(points, density) {
  * @param {Entry[]} entries @param {Call} call @returns {Estimate | null} */
 export function milliseconds(entries, call) {
   const { card, tokens, heads, headDim, attention, granularity, density, pattern = "window" } = call;
+  const { backend = null, slots = null, tile = null } = call;
+  const dense = attention === "dense";
   let found = entries.filter((e) => e.card === card && e.head_dim === headDim);
-  if (attention === "dense") {
+  /** Only those, if there are any. */
+  const prefer = (fits) => {
+    const some = found.filter(fits);
+    if (some.length) found = some;
+  };
+  if (dense) {
     found = found.filter((e) => e.dense_ms !== null);
   } else {
     found = found.filter((e) => e.pattern === pattern && e.attention === attention);
-    const same = found.filter((e) => e.granularity === granularity);
-    if (same.length) found = same;
+    if (backend === null) prefer((e) => e.backend !== "reference");
+    else found = found.filter((e) => e.backend === backend);
+    prefer((e) => e.granularity === granularity);
+    prefer((e) => e.slots === slots);
   }
   if (!found.length || tokens < 1 || heads < 1) return null;
   const distance = (e) => Math.abs(Math.log(tokens / e.tokens));
-  const nearer = (a, b) => distance(a) - distance(b) || (a.measured < b.measured ? 1 : -(a.measured > b.measured));
+  const sameTile = (e) => Number(!dense && tile !== null && String(e.tile) === String(tile));
+  const nearer = (a, b) => distance(a) - distance(b) || sameTile(b) - sameTile(a) ||
+    (a.measured < b.measured ? 1 : -(a.measured > b.measured));
   const best = found.reduce((a, b) => (nearer(b, a) <= 0 ? b : a)); // of equals the last in the file
   const scale = ((tokens / best.tokens) ** 2 * heads) / best.heads;
   const denseMs = best.dense_ms === null ? null : best.dense_ms * scale;
   return {
-    ms: attention === "dense" ? denseMs : interpolate(best.points, density) * scale,
+    ms: dense ? denseMs : interpolate(best.points, density) * scale,
     denseMs,
     entry: best,
     scaled: best.tokens !== tokens || best.heads !== heads,
@@ -48,27 +62,52 @@ export function milliseconds(entries, call) {
 }
 
 /** What a run's self-attention takes, sparse and dense, in seconds, with one pass over the model's layers per step;
- * null where a step has no estimate.
+ * null without a card or where a step has no estimate: the same rule as kernels/expected.py.
  * @param {Entry[]} entries @param {string | null} card @param {import("./schedule.js").Phase[]} phases
- * @param {import("./outlook.js").Step[]} steps @param {{tokens: number, heads: number, layers: number}} model
- * @returns {{seconds: number, denseSeconds: number, entry: Entry, scaled: boolean} | null} */
-export function runSeconds(entries, card, phases, steps, { tokens, heads, layers }) {
-  if (!card || !steps.length) return null;
-  const ask = (attention, granularity, density) =>
-    milliseconds(entries, { card, tokens, heads, headDim: 128, attention, granularity, density });
-  const dense = ask("dense", null, 1);
-  if (!dense) return null;
-  let total = 0;
-  let used = dense;
+ * @param {import("./outlook.js").Step[]} steps
+ * @param {{tokens: number, heads: number, layers: number, headDim?: number, slots?: number, tile?: number[]}} model
+ * @param {Backends} [backends]
+ * @returns {{seconds: number, denseSeconds: number | null, steps: number[], entry: Entry, ran: string[],
+ *   scaled: boolean, staysDense: boolean} | null} */
+export function runSeconds(entries, card, phases, steps, model, backends = null) {
+  if (card === null || !steps.length) return null;
+  const { tokens, heads, layers, headDim = 128, slots, tile } = model;
+  const common = { card, tokens, heads, headDim, slots, tile };
+  const dense = milliseconds(entries, { ...common, attention: "dense", granularity: null, density: 1 });
+  const found = [], sparse = [];
+  let staysDense = false;
   for (const step of steps) {
     const phase = phases[step.phase];
-    if (step.density === null) return null;
-    const estimate = step.attention === "dense" ? dense : ask(phase.attention, phase.granularity, step.density);
+    const backend = backends?.[phase.attention] ?? null;
+    let estimate = dense;
+    if (step.attention !== "dense" && backends !== null && backend === null) {
+      staysDense = true;
+    } else if (step.attention !== "dense") {
+      if (step.density === null) return null;
+      // Without FP8 in the backend it is measured, and kept, as attention without FP8.
+      const { attention, granularity } = backend === "triton-bf16" ? { attention: "bf16", granularity: null } : phase;
+      estimate = milliseconds(entries, { ...common, attention, granularity, density: step.density, backend });
+      sparse.push(estimate);
+    }
     if (!estimate) return null;
-    if (step.attention !== "dense") used = estimate;
-    total += estimate.ms;
+    found.push(estimate);
   }
-  const perCall = layers / 1000;
-  return { seconds: total * perCall, denseSeconds: dense.ms * steps.length * perCall, entry: used.entry,
-    scaled: used.scaled };
+  const each = found.map((estimate) => (estimate.ms * layers) / 1000);
+  const [{ entry }] = sparse.length ? sparse : found;
+  return {
+    seconds: each.reduce((sum, seconds) => sum + seconds, 0),
+    denseSeconds: dense && (dense.ms * layers * steps.length) / 1000,
+    steps: each,
+    entry,
+    ran: sparse.length ? [...new Set(sparse.map((estimate) => estimate.entry.backend))] : [String(entry.dense_backend)],
+    scaled: found.some((estimate) => estimate.scaled),
+    staysDense,
+  };
+}
+
+/** Whether there are sparse steps and this card runs all of them dense.
+ * @param {import("./outlook.js").Step[]} steps @param {Backends} backends @returns {boolean} */
+export function allStayDense(steps, backends) {
+  const kinds = steps.map((step) => step.attention).filter((kind) => kind !== "dense");
+  return backends !== null && kinds.length > 0 && kinds.every((kind) => (backends[kind] ?? null) === null);
 }
