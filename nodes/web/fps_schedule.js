@@ -17,16 +17,17 @@ const POLL = 300;
 const RESTORE = 3000;
 
 /** What the host's card has measured; asked once, and again after every run. */
-const measured = { card: null, entries: [] };
+const measured = { card: null, entries: [], backends: null };
 const open = new Set();
 
 async function askMeasured() {
   try {
     const response = await api.fetchApi("/fpsattention/calibration");
     if (!response.ok) return;
-    const { card, entries } = await response.json();
+    const { card, entries, backends } = await response.json();
     const usable = (entry) => Array.isArray(entry?.points) && entry.points.length > 0;
-    Object.assign(measured, { card: card ?? null, entries: Array.isArray(entries) ? entries.filter(usable) : [] });
+    Object.assign(measured, { card: card ?? null, entries: Array.isArray(entries) ? entries.filter(usable) : [],
+      backends: backends ?? null });
     for (const editor of open) editor.update();
   } catch {
     // Without the answer the editor shows no seconds.

@@ -1,6 +1,6 @@
 // What the editor shows, worked out from the text and the view; no page is needed here.
 
-import { runSeconds } from "../core/calibration.js";
+import { allStayDense, runSeconds } from "../core/calibration.js";
 import { GridError, SLOTS, chooseTiling, tokensOf } from "../core/grid.js";
 import { attentionWork, phaseDensity, samplerSigmas, stepOutlooks, videoGrid } from "../core/outlook.js";
 import { rowsOf } from "../core/rows.js";
@@ -71,7 +71,8 @@ export function reading(text) {
 
 /** Everything that follows from phases and a view; `problem` is the sentence for a video that cannot be planned.
  * @param {import("../core/rows.js").Row[]} rows @param {View} view
- * @param {{card: string | null, entries: import("../core/calibration.js").Entry[]}} measured */
+ * @param {{card: string | null, entries: import("../core/calibration.js").Entry[],
+ *   backends?: import("../core/calibration.js").Backends}} measured */
 export function outlook(rows, view, measured) {
   let grid;
   try {
@@ -90,8 +91,9 @@ export function outlook(rows, view, measured) {
     steps,
     densities: rows.map((row) => phaseDensity(row, grid)),
     work: attentionWork(steps),
-    seconds: runSeconds(measured.entries, measured.card, rows, steps,
-      { tokens, heads: view.heads, layers: view.layers }),
+    staysDense: allStayDense(steps, backends),
+    seconds: runSeconds(entries, card, rows, steps,
+      { tokens, heads: view.heads, layers: view.layers, slots: SLOTS, tile: tiling.tile }, backends),
   };
 }
 
@@ -99,6 +101,8 @@ export function outlook(rows, view, measured) {
  * @param {number} seconds @returns {string} */
 export function shortTime(seconds) {
   if (seconds >= 600) return `${Math.round(seconds / 60)} min`;
+  const tiling = chooseTiling(grid, SLOTS);
+  const { card, entries, backends = null } = measured;
   if (seconds >= 100) return `${Math.round(seconds)} s`;
   return seconds >= 1 ? `${seconds.toFixed(1)} s` : `${Math.round(seconds * 1000)} ms`;
 }

@@ -18,7 +18,8 @@ import { tilePicture } from "./tiles.js";
  *   the text, the preset that is used in its place (or null), what a link decides, and the name of where it comes from
  * @property {(text: string, final: boolean) => void} write `final` is false while something is being dragged
  * @property {() => unknown} readView  @property {(view: object) => void} writeView
- * @property {() => {card: string | null, entries: object[]}} measured
+ * @property {() => {card: string | null, entries: object[], backends?: object | null}} measured
+ *   new answers come as new arrays
  * @property {string} locale */
 
 /** Show the editor in `container`.
@@ -224,12 +225,15 @@ export function mount(container, host) {
     setText(stepsLine, say("stepsLine", { steps: state.steps.length, dense, sparse: state.steps.length - dense }));
     stepsLine.title = say("tokensLine", { tokens: number(state.tokens), tile: state.tiling.tile.join("×") });
     const found = state.seconds;
-    if (!found) return setText(seconds, say("noSeconds"));
-    const gain = (found.denseSeconds / found.seconds).toFixed(2);
-    const what = say("seconds", { seconds: shortTime(found.seconds), dense: shortTime(found.denseSeconds), gain });
-    const from = say(found.scaled ? "secondsScaled" : "secondsFrom",
-      { card: found.entry.card, tokens: number(found.entry.tokens) });
-    if (seconds.textContent !== `${what} ${from}`) seconds.replaceChildren(html("b", {}, what), ` ${from}`);
+    if (!found) return setText(seconds, say(state.staysDense ? "staysDense" : "noSeconds"));
+    const { denseSeconds, entry, ran, scaled, staysDense } = found;
+    const values = { seconds: shortTime(found.seconds), card: entry.card, tokens: number(entry.tokens),
+      backend: ran.join(", ") };
+    const what = denseSeconds === null ? say("secondsAlone", values) : say("seconds",
+      { ...values, dense: shortTime(denseSeconds), gain: (denseSeconds / found.seconds).toFixed(2) });
+    const from = [` ${say(scaled ? "secondsScaled" : "secondsFrom", values)}`];
+    if (staysDense) from.push(`. ${say("staysDense")}`);
+    if (seconds.textContent !== what + from.join("")) seconds.replaceChildren(html("b", {}, what), ...from);
   }
 
   function showLegend() {
