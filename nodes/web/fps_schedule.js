@@ -13,22 +13,26 @@ const SIZE = [560, 820];
 const LEAST_HEIGHT = 190;
 const TEXT_HEIGHT = 112;
 const AROUND = 290;
-const POLL = 300;
+const LOOK = 300;
 const RESTORE = 3000;
 
 /** What the host's card has measured; asked once, and again after every run. */
 const measured = { card: null, entries: [], backends: null };
-const open = new Set();
+let asked = 0;
+let answered = 0;
 
 async function askMeasured() {
+  const turn = ++asked;
   try {
     const response = await api.fetchApi("/fpsattention/calibration");
     if (!response.ok) return;
     const { card, entries, backends } = await response.json();
+    if (turn < answered) return; // a slow answer does not replace a newer one
+    answered = turn;
     const usable = (entry) => Array.isArray(entry?.points) && entry.points.length > 0;
     Object.assign(measured, { card: card ?? null, entries: Array.isArray(entries) ? entries.filter(usable) : [],
       backends: backends ?? null });
-    for (const editor of open) editor.update();
+    for (const { editor } of open.values()) editor.update();
   } catch {
     // Without the answer the editor shows no seconds.
   }
@@ -133,12 +137,13 @@ function isLight() {
  * place, and then goes on showing the former widget. */
 function takePlace(node, container) {
   if (!node.graph || node.graph !== app.canvas?.graph) return;
-  const shown = [...document.querySelectorAll("[data-node-id]")].find((e) => e.dataset.nodeId === String(node.id));
+  const shown = document.querySelector(`[data-node-id="${CSS.escape(String(node.id))}"]`);
   shown?.querySelector(`.${HOLDER}`)?.replaceWith(container);
 }
 
-function restoreFocus(node, editor) {
-  if (!restore || restore.id !== node.id || Date.now() > restore.until) return;
+function restoreFocus(node) {
+  const editor = open.get(node)?.editor;
+  if (!editor || !restore || restore.id !== node.id || Date.now() > restore.until) return;
   const { at, until } = restore;
   restore = null;
   const put = () => {
@@ -148,7 +153,8 @@ function restoreFocus(node, editor) {
   requestAnimationFrame(put);
 }
 
-function addEditor(node) {
+/** Add the widget that holds the editor. */
+function addHolder(node) {
   const container = document.createElement("div");
   container.className = HOLDER;
   // Nodes 2.0 never makes a node smaller than its content, so the editor fills the node's height without adding to it:
@@ -165,16 +171,21 @@ function addEditor(node) {
   });
   widget.serialize = false;
   if (text?.options) text.options.getMaxHeight = () => TEXT_HEIGHT;
+  return container;
+}
 
+const localeNow = () => app.extensionManager?.setting?.get?.("Comfy.Locale") ?? "en";
+
+/** Show the editor of a node in its holder. */
+function addEditor(node, container, locale) {
   const editor = mount(container, {
-    locale: app.extensionManager?.setting?.get?.("Comfy.Locale") ?? "en",
+    locale,
     read: () => readNode(node),
     write: (value, final) => (final ? asOneChange(node, () => writeText(node, value)) : writeText(node, value)),
     readView: () => node.properties?.fps_view,
     writeView: (view) => asOneChange(node, () => node.setProperty("fps_view", view)),
     measured: () => measured,
   });
-  open.add(editor);
   const { element } = editor;
   element.addEventListener("keydown", keepKeys);
   element.addEventListener("wheel", (event) => passWheel(event, element), { passive: false });
@@ -193,35 +204,70 @@ function addEditor(node) {
     const row = target.closest("[data-phase]");
     place = row && { id: node.id, at: `${row.dataset.phase}.${target.dataset.column}` };
   });
-
-  // The text can be changed by the host in ways that tell nobody (undo, other extensions), so it is looked at.
-  const look = () => {
-    if (!container.isConnected) takePlace(node, container);
-    if (!container.isConnected) return;
-    editor.setTheme(isLight());
-    element.dataset.captureWheel = String(scrolls(element)); // Nodes 2.0 asks for this
-    editor.update();
-  };
-  const timer = setInterval(look, POLL);
-  requestAnimationFrame(() => requestAnimationFrame(look));
-  for (const name of ["preset", "schedule"]) {
-    const followed = widgetOf(node, name);
-    if (!followed) continue;
-    const before = followed.callback;
-    followed.callback = function (...values) {
-      const result = before?.apply(this, values);
-      editor.update();
-      return result;
-    };
-  }
-  const removed = node.onRemoved;
-  node.onRemoved = function (...values) {
-    clearInterval(timer);
-    open.delete(editor);
-    editor.destroy();
-    return removed?.apply(this, values);
-  };
   return editor;
+}
+
+/** The editors of the nodes that are in a graph, with what they were made from. */
+const open = new Map();
+let timer = null;
+
+function openEditor(node, container) {
+  if (open.has(node)) return;
+  const locale = localeNow();
+  open.set(node, { node, container, locale, editor: addEditor(node, container, locale), missing: 0 });
+  timer ??= setInterval(lookAtAll, LOOK);
+  const look = () => open.has(node) && lookAt(open.get(node), isLight());
+  requestAnimationFrame(() => requestAnimationFrame(look));
+}
+
+function closeEditor(node) {
+  open.get(node)?.editor.destroy();
+  open.delete(node);
+  if (open.size) return;
+  clearInterval(timer);
+  timer = null;
+}
+
+/** Whether a node is in the workflow that is open. Some frontends drop subgraphs without telling the nodes in them. */
+function inUse({ graph }) {
+  const root = app.rootGraph ?? app.graph;
+  return Boolean(graph) && (graph === root || root?.subgraphs?.get?.(graph.id) === graph);
+}
+
+/** The text can be changed by the host in ways that tell nobody (undo, other extensions, a linked node), and so can the
+ * palette, the language, and the place of a node's elements: so all editors are looked at, by one timer. */
+function lookAtAll() {
+  if (document.hidden) return;
+  const light = isLight();
+  const locale = localeNow();
+  for (const each of [...open.values()]) {
+    const { node, container } = each;
+    each.missing = inUse(node) ? 0 : each.missing + 1;
+    if (each.missing > 1) closeEditor(node);
+    else if (each.locale === locale) lookAt(each, light);
+    else {
+      closeEditor(node);
+      openEditor(node, container);
+    }
+  }
+}
+
+function lookAt({ node, container, editor }, light) {
+  if (!container.isConnected) takePlace(node, container);
+  if (!container.isConnected) return;
+  editor.setTheme(light);
+  editor.element.dataset.captureWheel = String(scrolls(editor.element)); // Nodes 2.0 asks for this
+  editor.update();
+}
+
+/** Call `more` after a node's own method. */
+function after(owner, name, more) {
+  const before = owner[name];
+  owner[name] = function (...values) {
+    const result = before?.apply(this, values);
+    more();
+    return result;
+  };
 }
 
 app.registerExtension({
@@ -229,16 +275,25 @@ app.registerExtension({
   setup: askMeasured,
   nodeCreated(node) {
     if ((node.comfyClass ?? node.constructor?.comfyClass) !== NODE || !node.addDOMWidget) return;
-    const editor = addEditor(node);
+    const container = addHolder(node);
     const [width, height] = SIZE;
     node.setSize?.([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
-    const configured = node.onConfigure;
-    node.onConfigure = function (...values) {
-      const result = configured?.apply(this, values);
-      editor.update();
-      restoreFocus(this, editor);
-      return result;
+    // Many nodes are made only to be copied from, so the editor waits until its node is in a graph.
+    const show = () => {
+      if (node.graph) openEditor(node, container);
+      open.get(node)?.editor.update();
     };
+    requestAnimationFrame(show);
+    after(node, "onAdded", show);
+    after(node, "onConfigure", () => {
+      show();
+      restoreFocus(node);
+    });
+    for (const name of ["preset", "schedule"]) {
+      const followed = widgetOf(node, name);
+      if (followed) after(followed, "callback", show);
+    }
+    after(node, "onRemoved", () => closeEditor(node));
   },
 });
 

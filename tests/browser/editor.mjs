@@ -5,6 +5,7 @@ import { createRequire } from "node:module";
 import { readFileSync } from "node:fs";
 
 import { checks as edits } from "./editor_edits.mjs";
+import { checks as hard, countHeld } from "./editor_hard.mjs";
 import { checks as others } from "./editor_host.mjs";
 import { tools } from "./editor_page.mjs";
 
@@ -37,6 +38,7 @@ if (job.selectors) {
 }
 await context.grantPermissions(["clipboard-read", "clipboard-write"]);
 const page = await context.newPage();
+await countHeld(page);
 const errors = [];
 const ours = (text) => /fps_schedule|fpsattention|\/editor\/|\/core\//i.test(text);
 page.on("pageerror", (error) => errors.push(String(error.stack)));
@@ -56,7 +58,7 @@ async function open() {
 }
 
 const shared = { page, job, errors, measured, ...tools(page, job) };
-const checks = { ...edits(shared), ...others(shared) };
+const checks = { ...edits(shared), ...others(shared), ...hard(shared) };
 const results = {};
 await open();
 const startup = errors.splice(0);
