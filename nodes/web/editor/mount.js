@@ -31,6 +31,8 @@ export function mount(container, host) {
   const say = words(host.locale);
   let focus = -1;
   let seen = "";
+  /** @type {object[] | null} */
+  let seenEntries = null;
   /** @type {any} */
   let state = { rows: [], focus: 0, readOnly: true };
 
@@ -156,9 +158,10 @@ export function mount(container, host) {
     const read = host.read();
     const view = viewOf(host.readView());
     const measured = host.measured();
-    const key = JSON.stringify([read, view, measured.card, measured.entries.length, focus]);
-    if (!force && key === seen) return;
+    const key = JSON.stringify([read, view, measured.card, focus]);
+    if (!force && key === seen && measured.entries === seenEntries) return;
     seen = key;
+    seenEntries = measured.entries;
     const { text, rows, error: sentence } = phasesOf(read);
     // At first the first sparse phase: there is something to see in its tiles.
     if (focus < 0) focus = rows.findIndex((row) => row.attention !== "dense");
