@@ -47,11 +47,26 @@ function compareRanks(a, b) {
   return at < 0 ? 0 : a[at] - b[at];
 }
 
+/** The latest choices: every phase and every redraw asks for the same one.
+ * @type {Map<string, Tiling>} */
+const chosen = new Map();
+const MOST_CHOSEN = 32;
+
 /** The tiling of `grid` with the fewest slots, preferring uniform, not frame-thin, nearly square tiles. `tile` is the
- * tile a model was trained with, kept while its slots are within 1.5 % of the best.
+ * tile a model was trained with, kept while its slots are within 1.5 % of the best. Equal calls give the same object.
  * @param {Grid} grid @param {number} [slots] @param {number[] | null} [tile] @returns {Tiling}
  * Throws GridError. */
 export function chooseTiling(grid, slots = SLOTS, tile = null) {
+  const key = [grid.t, grid.h, grid.w, slots, tile].join();
+  const known = chosen.get(key);
+  if (known) return known;
+  const tiling = findTiling(grid, slots, tile);
+  if (chosen.size >= MOST_CHOSEN) chosen.delete(chosen.keys().next().value);
+  chosen.set(key, tiling);
+  return tiling;
+}
+
+function findTiling(grid, slots, tile) {
   if (slots < 1) throw new GridError(`a tile needs at least one slot, got ${slots}.`);
   if (tile && (tile.length !== 3 || Math.min(...tile) < 1 || product(tile) > slots)) {
     throw new GridError(`a tile has three extents with at most ${slots} tokens in all, got (${tile.join(", ")}).`);

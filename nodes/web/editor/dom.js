@@ -36,20 +36,35 @@ export const uid = (() => {
   return () => ++last;
 })();
 
-/** Follow a pressed pointer until it is let go: `move(event)` while it moves, `end(event)` once, also when the pointer
- * is taken away. Capture keeps the events coming outside the element.
+/** Follow a pressed pointer until it is let go: `move(event)` while it moves, at most once per frame and always for the
+ * last place, then `end()` once, also when the pointer is taken away. Capture keeps the events coming outside the
+ * element.
  * @param {PointerEvent} start @param {(event: PointerEvent) => void} move @param {() => void} end */
 export function follow(start, move, end) {
   const target = /** @type {Element} */ (start.currentTarget);
   const controller = new AbortController();
   const options = { signal: controller.signal };
+  /** @type {PointerEvent | null} */
+  let last = null;
+  let frame = 0;
+  const go = () => {
+    const event = last;
+    last = null;
+    if (event) move(event);
+  };
+  const wait = (event) => {
+    if (!last) frame = requestAnimationFrame(go);
+    last = event;
+  };
   const stop = () => {
     if (controller.signal.aborted) return;
     controller.abort();
+    cancelAnimationFrame(frame);
+    go();
     end();
   };
   target.setPointerCapture?.(start.pointerId);
-  target.addEventListener("pointermove", move, options);
+  target.addEventListener("pointermove", wait, options);
   const ends = ["pointerup", "pointercancel", "lostpointercapture"];
   for (const name of ends) target.addEventListener(name, stop, options);
 }
