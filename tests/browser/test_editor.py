@@ -44,6 +44,7 @@ ENTRY = {
 CHECKS = [
     *("keyboard", "mouse", "invalid", "saveAndRun", "preset", "undo", "keys", "wheel", "copy", "subgraph", "linked"),
     *("unparsable", "anyText", "view", "tiles", "zoom", "old", "seconds", "promoted"),
+    *("leaks", "viewFields", "drafts"),
 ]
 
 
@@ -261,11 +262,12 @@ def test_zoom(check):
 
 def test_seconds(check):
     """Seconds only where the current card was measured, and named as such."""
-    before, known, other, _, scaled = check["seen"]
+    before, known, other, _, again, last, scaled = check["seen"]
     assert before == other == "Seconds appear once the FPSAttention Benchmark node has measured this card."
     # 20 steps of 30 layers: 9 dense, 11 at 41 % (224 of 546 tiles, weighted by their tokens)
     assert known.startswith("4.9 s of attention instead of 7.3 s") and "measured on NVIDIA H200" in known
     assert "from 32,760 tokens measured on NVIDIA H200" in scaled
+    assert again.startswith("4.1 s of attention instead of 7.3 s") and last == known, "measured again, same size"
 
 
 def test_old(check):
@@ -274,6 +276,30 @@ def test_old(check):
     assert rows(check["edited"])[1][0] == 0.55
     height, seen, width, room = check["scroll"]
     assert height > seen and width <= room
+
+
+def test_leaks(check):
+    """One editor: two observers and one timer, however many graphs came and went, and nothing at the end."""
+    assert check.pop("cleared") == [0, 0]
+    assert check == {name: [2, 1] for name in ("one", "loaded", "cloned", "subgraph", "subgraphLoaded")}
+
+
+def test_view_fields(check):
+    """What is no number is said for each field by name until that field is right, and never read as another number."""
+    told = [[line.split(":")[0] for line in lines] for lines in check["seen"]]
+    assert told == [["frames"], ["frames", "steps"], ["frames", "steps"], ["frames", "steps"], ["steps"], []]
+    assert "“1,000”" in check["seen"][0][0] and "“ten”" in check["seen"][1][1]
+    assert check["kept"][0] == "1,000" and check["kept"][1].endswith("-frames")
+    view = check["view"]
+    assert [view[name] for name in ("width", "frames", "steps", "shift")] == [1280, 33, 20, 2.1]
+
+
+def test_drafts(check):
+    """What cannot be used stays in its field, with its sentence, while other fields are taken."""
+    (both,) = check["both"]
+    assert "'many' is no extent" in both and "the extent 0 is not positive" in both
+    assert check["left"] == ["many", [both]] and check["taken"] == ["many", "true", [both]]
+    assert check["after"] == [] and rows(check["text"])[1][-3:] == (7, "50%", "30%")
 
 
 def test_no_error_of_ours(page):

@@ -1,35 +1,48 @@
 // The fields of the view: resolution, frames, steps, shift, and the model's size for seconds.
 
 import { html, setText, uid } from "./dom.js";
-import { FIELDS, MODELS, fieldValue, modelName } from "./model.js";
+import { FIELDS, MODELS, fieldValue, modelName, nextValue } from "./model.js";
 
 /** Make the fields.
  * @param {(change: Partial<import("./model.js").View>) => void} change
  * @param {(key: string, values?: object) => string} say */
 export function viewFields(change, say) {
   const id = uid();
-  const problem = html("p", { class: "fps-problem-line", id: `fps-view-${id}`, role: "alert", hidden: true });
+  const problems = html("div", { role: "alert" });
   const inputs = {};
+
+  /** Say under the fields what is wrong with one of them, each on its own line, until it is right. */
+  function report(name, sentence) {
+    const input = inputs[name];
+    const line = `fps-view-${id}-${name}`;
+    const found = [...problems.children].find((each) => each.id === line);
+    if (sentence === null) {
+      found?.remove();
+      input.removeAttribute("aria-invalid");
+      input.removeAttribute("aria-describedby");
+      return;
+    }
+    if (found) setText(found, sentence);
+    else problems.append(html("p", { class: "fps-problem-line", id: line }, sentence));
+    input.setAttribute("aria-invalid", "true");
+    input.setAttribute("aria-describedby", line);
+  }
 
   function commit(name) {
     const input = inputs[name];
     const value = fieldValue(name, input.value);
     const { least, most, whole } = FIELDS[name];
-    problem.hidden = value !== null;
     if (value === null) {
-      setText(problem, say(whole ? "whole" : "number", { name: say(name), least, most }));
-      input.setAttribute("aria-invalid", "true");
-      input.setAttribute("aria-describedby", problem.id);
-      return;
+      return report(name, say(whole ? "whole" : "number", { name: say(name), text: input.value.trim(), least, most }));
     }
-    input.removeAttribute("aria-invalid");
-    input.removeAttribute("aria-describedby");
-    if (String(value) !== input.dataset.shown) change({ [name]: value });
+    report(name, null);
+    input.value = String(value);
+    if (input.value !== input.dataset.shown) change({ [name]: value });
   }
 
   function field(name) {
     const input = html("input", { type: "text", class: "fps-field", inputmode: "decimal", autocomplete: "off",
-      "data-view": name, maxlength: 8, onchange: () => commit(name),
+      "data-view": name, maxlength: 20, onchange: () => commit(name),
       onkeydown: (event) => {
         if (event.key === "Enter" && !event.ctrlKey && !event.metaKey) commit(name);
         if (event.key === "Escape") {
@@ -39,8 +52,7 @@ export function viewFields(change, say) {
         const by = { ArrowUp: 1, ArrowDown: -1 }[event.key];
         if (!by || event.altKey) return;
         event.preventDefault();
-        const step = { width: 16, height: 16, frames: 4 }[name] ?? 1;
-        const next = fieldValue(name, Number(input.value) + by * step);
+        const next = nextValue(name, input.value, by);
         if (next === null) return;
         input.value = String(next);
         commit(name);
@@ -64,12 +76,13 @@ export function viewFields(change, say) {
       html("label", { class: "fps-view-field fps-view-model" }, html("span", {}, say("model")), model),
       html("label", { class: "fps-view-field" }, html("span", {}, say("side")), side),
       ...["heads", "layers"].map(field)),
-    problem);
+    problems);
 
   function update(view) {
     for (const [name, input] of Object.entries(inputs)) {
       const text = String(view[name]);
-      if (input.dataset.shown === text && input.getAttribute("aria-invalid")) continue;
+      if (input.dataset.shown === text && input.hasAttribute("aria-invalid")) continue;
+      if (input.hasAttribute("aria-invalid")) report(name, null); // a value has come from elsewhere
       const draft = input === document.activeElement && input.value !== input.dataset.shown;
       if (!draft) input.value = text;
       input.dataset.shown = text;

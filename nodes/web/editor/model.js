@@ -30,14 +30,31 @@ export const MODELS = {
   "Wan2.2 5B": { side: 32, heads: 24, layers: 30 },
 };
 
+/** What a text says: whole numbers are digits alone, others may have a point. A comma is one only where it cannot
+ * separate thousands: "2,5" and "0,125", not "1,000". NaN if it says no number. */
+function numberOf(text, whole) {
+  if (whole) return /^[0-9]+$/.test(text) ? Number(text) : NaN;
+  const plain = /^[1-9][0-9]{0,2},[0-9]{3}$/.test(text) ? text : text.replace(/,(?=[0-9]+$)/, ".");
+  return /^([0-9]+\.?|[0-9]*\.[0-9]+)$/.test(plain) ? Number(plain) : NaN;
+}
+
 /** A field's value, or null if it is none.
  * @param {keyof View} name @param {unknown} value @returns {number | null} */
 export function fieldValue(name, value) {
   const { least, most, whole } = FIELDS[name];
-  const text = String(value).trim();
-  const number = /^[0-9]*[.,]?[0-9]+$/.test(text) ? Number(text.replace(",", ".")) : NaN;
-  if (!(number >= least && number <= most) || (whole && !Number.isInteger(number))) return null;
+  const number = numberOf(String(value).trim(), whole);
+  if (!(number >= least && number <= most)) return null;
   return name === "side" && number !== 16 && number !== 32 ? null : number;
+}
+
+const STEPS = { width: 16, height: 16, frames: 4 };
+
+/** The value of a field after an arrow key, or null where there is none; decimals stay as short as they were.
+ * @param {keyof View} name @param {string} text @param {1 | -1} by @returns {number | null} */
+export function nextValue(name, text, by) {
+  const now = fieldValue(name, text);
+  if (now === null) return null;
+  return fieldValue(name, Math.round((now + by * (STEPS[name] ?? 1)) * 1e6) / 1e6);
 }
 
 /** A whole view from whatever a workflow holds; what makes no sense is the default.
@@ -83,11 +100,13 @@ export function outlook(rows, view, measured) {
   }
   const steps = stepOutlooks(rows, grid, samplerSigmas(view.steps, view.shift).slice(0, -1));
   const tokens = tokensOf(grid);
+  const tiling = chooseTiling(grid, SLOTS);
+  const { card, entries, backends = null } = measured;
   return {
     problem: null,
     grid,
     tokens,
-    tiling: chooseTiling(grid, SLOTS),
+    tiling,
     steps,
     densities: rows.map((row) => phaseDensity(row, grid)),
     work: attentionWork(steps),
@@ -101,8 +120,6 @@ export function outlook(rows, view, measured) {
  * @param {number} seconds @returns {string} */
 export function shortTime(seconds) {
   if (seconds >= 600) return `${Math.round(seconds / 60)} min`;
-  const tiling = chooseTiling(grid, SLOTS);
-  const { card, entries, backends = null } = measured;
   if (seconds >= 100) return `${Math.round(seconds)} s`;
   return seconds >= 1 ? `${seconds.toFixed(1)} s` : `${Math.round(seconds * 1000)} ms`;
 }

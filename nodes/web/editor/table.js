@@ -52,20 +52,26 @@ export function phaseTable(act, say) {
 function phaseRow(index, id, act, say, elements) {
   const phase = index + 1;
   const fields = {};
-  const problem = html("tr", { class: "fps-problem", hidden: true },
-    html("td", { colspan: 9 + (SELECTORS.length ? 1 : 0), id: `fps-problem-${id}` }));
+  const sentences = html("td", { colspan: 9 + (SELECTORS.length ? 1 : 0) });
+  const problem = html("tr", { class: "fps-problem", hidden: true }, sentences);
+  let committing = false;
 
+  /** Say under the row what is wrong with one of its fields, each on its own line, until it is right. */
   function report(column, sentence) {
-    problem.hidden = !sentence;
-    setText(problem.firstElementChild, sentence ?? "");
-    for (const [name, field] of Object.entries(fields)) {
-      const wrong = Boolean(sentence) && name === column;
-      field.toggleAttribute("aria-invalid", wrong);
-      if (wrong) {
-        field.setAttribute("aria-invalid", "true");
-        field.setAttribute("aria-describedby", `fps-problem-${id}`);
-      } else field.removeAttribute("aria-describedby");
+    const field = fields[column];
+    const line = `fps-problem-${id}-${column}`;
+    const found = [...sentences.children].find((each) => each.id === line);
+    if (sentence === null) {
+      found?.remove();
+      field.removeAttribute("aria-invalid");
+      field.removeAttribute("aria-describedby");
+    } else {
+      if (found) setText(found, sentence);
+      else sentences.append(html("div", { id: line }, sentence));
+      field.setAttribute("aria-invalid", "true");
+      field.setAttribute("aria-describedby", line);
     }
+    problem.hidden = !sentences.childElementCount;
   }
 
   /** Hand a field's value over; a value that cannot be used stays in its field, marked, and changes nothing else. */
@@ -75,7 +81,10 @@ function phaseRow(index, id, act, say, elements) {
       field.value = value;
       return report(column, null);
     }
-    report(column, act.change(index, column, value));
+    committing = true;
+    const sentence = act.change(index, column, value);
+    committing = false;
+    report(column, sentence);
   }
 
   function text(column, label) {
@@ -83,6 +92,8 @@ function phaseRow(index, id, act, say, elements) {
       type: "text", class: "fps-field", "aria-label": label, "data-column": column, autocomplete: "off",
       spellcheck: "false", inputmode: column === "until" ? "decimal" : "text", maxlength: 40,
       onchange: () => commit(column),
+      // An arrow key that went too far has said so; the field itself is right.
+      onblur: () => field.value === field.dataset.shown && report(column, null),
       onkeydown: (event) => {
         if (event.key === "Enter" && !event.ctrlKey && !event.metaKey) commit(column);
         else if (event.key === "Escape") {
@@ -169,8 +180,10 @@ function phaseRow(index, id, act, say, elements) {
   /** Show a value, except over what somebody is writing. */
   function show(column, value, off = false) {
     const field = fields[column];
-    const draft = field === document.activeElement && field.value !== field.dataset.shown;
+    const writing = field === document.activeElement || field.hasAttribute("aria-invalid");
+    const draft = writing && field.value !== field.dataset.shown;
     if (!draft || field.dataset.shown !== value) field.value = value;
+    if (off || field.dataset.shown !== value) report(column, null);
     field.dataset.shown = value;
     field.hidden = off;
   }
@@ -181,7 +194,8 @@ function phaseRow(index, id, act, say, elements) {
     const dense = row.attention === "dense";
     const before = element.dataset.key;
     element.dataset.key = JSON.stringify(row);
-    if (before !== element.dataset.key) report("", null);
+    // Another row may have come to this place; what is wrong here stays if the row was changed in its other fields.
+    if (before !== element.dataset.key && !committing) for (const column of Object.keys(fields)) report(column, null);
     element.classList.toggle("fps-focused", state.focus === i);
     element.dataset.attention = row.attention;
     show("until", formatNumber(row.until));
