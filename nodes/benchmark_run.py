@@ -11,7 +11,7 @@ from ..kernels.calibration_file import shown
 from ..kernels.contestants import Size
 from ..kernels.measure import Measurement
 from ..kernels.outlook import PIXELS_PER_TOKEN
-from .host import default_dtype, host_device, stop_if_canceled
+from .host import HEAD_DIM, default_dtype, host_device, stop_if_canceled
 from .model_facts import ModelFacts
 from .video_size import token_grid, whole_problem
 
@@ -19,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 MAX_HEADS = 256
 MIN_SECONDS, MAX_SECONDS = 0.5, 600.0
-HEAD_DIM = 128
 
 
 class Ticker:

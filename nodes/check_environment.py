@@ -20,9 +20,8 @@ from ..kernels import cards
 from ..kernels.attention import BackendError, backends, choose_backend, forget_backends
 from ..kernels.calibration import Calibration, calibration_path
 from ..kernels.calibration_file import shown
-from .host import MINIMUM_HOST, default_dtype, host_attention, host_device, host_version
+from .host import HEAD_DIM, MINIMUM_HOST, default_dtype, host_attention, host_device, host_version
 
-HEAD_DIM = 128
 # The first release with what the kernels need: descriptors made on the host.
 TRITON = (3, 4)
 _PATH = re.compile(r"(?:[A-Za-z]:\\|(?<![\w.:/~<-])/)(?:[^\s\\/:'\"(),;<>]+[\\/])+")

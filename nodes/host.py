@@ -13,6 +13,8 @@ import torch
 logger = logging.getLogger(__name__)
 
 MINIMUM_HOST = (0, 11, 0)
+# Every Wan's.
+HEAD_DIM = 128
 
 
 def host_device() -> torch.device:
@@ -72,6 +74,19 @@ def current_card() -> str | None:
         return card_name(host_device())
     except Exception as error:  # a driver that fails in any way must cost nobody more than this name
         logger.debug("FPSAttention cannot tell the card: %s", error)
+        return None
+
+
+def current_backends() -> dict[str, str | None] | None:
+    """Return what backend auto takes on the host's device for fp8 and bf16 steps of Wan, None for what stays dense;
+    None as a whole where it cannot be told."""
+    from ..kernels.attention import auto_backends
+
+    try:
+        device = host_device()
+        return auto_backends(device, default_dtype(device), HEAD_DIM)
+    except Exception as error:  # as above
+        logger.debug("FPSAttention cannot tell what runs here: %s", error)
         return None
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..kernels.attention import auto_backends
 from ..kernels.calibration import Calibration
-from ..kernels.grid import GridError, Tiling, TokenGrid
+from ..kernels.expected import RunSeconds, all_stay_dense, run_seconds
+from ..kernels.grid import GridError, Tiling, TokenGrid, choose_tiling
 from ..kernels.outlook import PIXELS_PER_TOKEN, StepOutlook, sampler_sigmas, step_outlooks
 from ..kernels.patterns import Window, band
 from ..kernels.plan import plans_for
 from ..kernels.schedule import Phase, Schedule, ScheduleError
-from .host import current_card
+from .host import HEAD_DIM, current_backends, current_card
 from .model_facts import model_facts
 from .video_size import sampling_problem, token_grid, video_words
 
-HEAD_DIM = 128
 # What is told where no model is connected: the sizes of Wan.
 KNOWN_MODELS = (("Wan 1.3B", 30, 12), ("Wan 14B", 40, 40))
 
@@ -67,6 +68,7 @@ class Preview:
     phases: list[PhaseOutlook]
     notes: list[str]
     seconds: list[Seconds]
+    backends: dict[str, str | None] | None = None
 
     @property
     def work(self) -> float | None:
@@ -83,6 +85,18 @@ class Preview:
             total += (1.0 if step.density is None else step.density) / len(self.steps)
             values.append(total)
         return values
+
+    @property
+    def stays_dense(self) -> bool:
+        """Whether there are sparse steps, and all of them stay dense on this card."""
+        return all_stay_dense(self.steps, self.backends)
+
+    @property
+    def unmeasured(self) -> str:
+        """What must be measured for expected seconds: the backends that run the sparse steps."""
+        runs = self.backends or {}
+        names = dict.fromkeys(runs[step.attention] for step in self.steps if runs.get(step.attention))
+        return " and ".join(names) or "this attention"
 
     @property
     def dense_steps(self) -> int:
@@ -104,9 +118,10 @@ def outlook(
     calibration: Calibration | None = None,
     models: tuple[tuple[str, int, int], ...] = KNOWN_MODELS,
     head_dim: int = HEAD_DIM,
+    backends: dict[str, str | None] | None = None,
 ) -> Preview:
     """Return the outlook; seconds for every (name, layers, heads) of ``models`` that ``calibration`` knows ``card``
-    for."""
+    and ``backends`` for."""
     sigmas = sampler_sigmas(steps, shift)[:-1]
     outlooks = step_outlooks(schedule, grid, sigmas, slots=slots, tile=tile)
     phases = []
@@ -117,12 +132,14 @@ def outlook(
         here = [step for step in outlooks if step.phase == index]
         phases.append(PhaseOutlook(index, phase, here, tiling, _axes(phase, tiling), alone.density(0.0)))
     seconds = []
-    if card is not None and calibration is not None:
-        for name, layers, heads in models:
-            found = _seconds(schedule, outlooks, calibration, card, grid.tokens, name, layers, heads, head_dim)
-            if found is not None:
-                seconds.append(found)
-    return Preview(schedule, video, grid, shift, slots, tile, outlooks, phases, list(notes or []), seconds)
+    asked = {"slots": slots, "tile": choose_tiling(grid, slots, tile).tile, "backends": backends}
+    for name, layers, heads in models if calibration is not None else ():
+        found = run_seconds(calibration, card, schedule, outlooks, grid.tokens, heads, layers, head_dim, **asked)
+        if found is not None:
+            seconds.append(
+                Seconds(name, layers, heads, found.seconds, found.dense_seconds, found.steps, _source(found))
+            )
+    return Preview(schedule, video, grid, shift, slots, tile, outlooks, phases, list(notes or []), seconds, backends)
 
 
 def _axes(phase: Phase, tiling: Tiling) -> tuple[tuple[int, int, int], ...] | None:
@@ -136,35 +153,12 @@ def _axes(phase: Phase, tiling: Tiling) -> tuple[tuple[int, int, int], ...] | No
     return tuple(axes)
 
 
-def _seconds(
-    schedule: Schedule,
-    steps: list[StepOutlook],
-    calibration: Calibration,
-    card: str,
-    tokens: int,
-    name: str,
-    layers: int,
-    heads: int,
-    head_dim: int,
-) -> Seconds | None:
-    """Return the expected seconds of a model, or None where one step has no measurement."""
-    each, source, scaled = [], None, False
-    for step in steps:
-        if step.density is None:
-            return None
-        granularity = schedule.phases[step.phase].granularity
-        found = calibration.milliseconds(card, tokens, heads, head_dim, step.attention, granularity, step.density)
-        if found is None:
-            return None
-        each.append(found.ms * layers / 1e3)
-        scaled = scaled or found.scaled
-        source = source or found.entry
-    dense = calibration.milliseconds(card, tokens, heads, head_dim, "dense", None, 1.0)
-    said = f"measured {source['measured'][:10]} with {source['tokens']:,} tokens and {source['heads']} heads"
-    return Seconds(
-        name, layers, heads, sum(each), None if dense is None else dense.ms * layers * len(steps) / 1e3, each,
-        said + (", scaled" if scaled else ""),
-    )  # fmt: skip
+def _source(found: RunSeconds) -> str:
+    """Return what the seconds come from."""
+    entry = found.entry
+    said = f"measured {entry['measured'][:10]} on {', '.join(found.ran)} with {entry['tokens']:,} tokens and "
+    said += f"{entry['heads']} heads" + (", scaled" if found.scaled else "")
+    return said + ("; sparse steps that stay dense here count as dense" if found.stays_dense else "")
 
 
 def make_preview(
@@ -176,10 +170,12 @@ def make_preview(
     if problem := sampling_problem(steps, shift):
         raise GridError(problem)
     pixels, tiles, notes, models, head_dim = PIXELS_PER_TOKEN, {}, [], KNOWN_MODELS, HEAD_DIM
+    backends = current_backends()
     if model is not None:
         facts = model_facts(model)
         pixels, tiles, head_dim = facts.pixels, facts.tiles, facts.head_dim
         models = (("this model", facts.layers, facts.heads),)
+        backends = auto_backends(facts.device, facts.dtype, facts.head_dim)
         taken = [f"{facts.layers} layers and {facts.heads} heads", f"tokens of {facts.pixels} x {facts.pixels} pixels"]
         if tiles.get("tile"):
             taken.append(f"the trained tile {'x'.join(map(str, tiles['tile']))}")
@@ -203,6 +199,7 @@ def make_preview(
         calibration=calibration,
         models=models,
         head_dim=head_dim,
+        backends=backends,
         **tiles,
     )
     return preview, card

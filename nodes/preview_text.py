@@ -56,8 +56,10 @@ def seconds_lines(preview: Preview, card: str | None) -> list[str]:
     """Return the expected seconds, or what to do to get them."""
     if not preview.seconds:
         where = f" on {card}" if card else ""
+        if preview.stays_dense:
+            return [f"No expected seconds: sparse steps stay dense{where}; FPSAttention Check says what is missing."]
         return [
-            f"No expected seconds: this attention was not measured{where} yet. "
+            f"No expected seconds: {preview.unmeasured} was not measured{where} yet. "
             "Run FPSAttention Benchmark once, and they appear here and in the editor."
         ]
     lines = []

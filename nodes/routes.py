@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from .host import current_card
+from .host import current_backends, current_card
 
 PATH = "/fpsattention/calibration"
 
@@ -28,12 +28,14 @@ def register_routes() -> None:
 
 
 def answer() -> dict:
-    """Return the entries of the calibration and the name of the card in use (None where it cannot be told)."""
+    """Return the entries of the calibration, the name of the card in use and what backend auto takes there (None where
+    it cannot be told)."""
     from ..kernels.calibration import VERSION, Calibration
 
     calibration = Calibration.load()
     return {
         "card": current_card(),
+        "backends": current_backends(),
         "version": VERSION,
         "entries": calibration.entries,
         "problem": calibration.problem,

@@ -198,9 +198,13 @@ def test_room_is_made_on_a_card_only(monkeypatch):
 def test_the_route_answers_without_a_driver(calibration, monkeypatch, small):
     keep(small)
     answer = json.loads(json.dumps(routes.answer(), allow_nan=False))
-    assert answer == {"card": small.card, "version": 1, "entries": [small.entry()], "problem": None}
+    runs = {"fp8": "reference", "bf16": "reference"}
+    known = {"card": small.card, "backends": runs, "version": 1, "entries": [small.entry()], "problem": None}
+    assert answer == known
+    monkeypatch.setattr(host_side, "host_device", lambda: torch.device("mps"))
+    assert routes.answer()["backends"] == {"fp8": None, "bf16": None}
     monkeypatch.setattr(host_side, "host_device", lambda: (_ for _ in ()).throw(RuntimeError("driver too old")))
-    assert routes.answer()["card"] is None
+    assert routes.answer()["card"] is None and routes.answer()["backends"] is None
     calibration.write_text("no")
     assert "was damaged" in routes.answer()["problem"]
 

@@ -13,6 +13,7 @@ from fpsattention.kernels.grid import GridError
 from fpsattention.kernels.patterns import Window
 from fpsattention.kernels.presets import PRESETS, preset
 from fpsattention.kernels.schedule import Schedule, ScheduleError
+from fpsattention.nodes import preview_outlook
 from fpsattention.nodes.drawing import WIDTH
 from fpsattention.nodes.host import current_card
 from fpsattention.nodes.patch import PatchError, apply_patch
@@ -147,7 +148,7 @@ def test_seconds_only_where_this_card_was_measured(calibration):
     few = preset("few-step")
     measured(calibration, card="another card")
     preview, card = make_preview(few, 832, 480, 81, 4, 5.0)
-    assert preview.seconds == [] and "was not measured on CPU" in preview_text(preview, card)
+    assert preview.seconds == [] and "reference was not measured on CPU" in preview_text(preview, card)
     measured(calibration)
     preview, card = make_preview(few, 832, 480, 81, 4, 5.0)
     small, large = preview.seconds
@@ -156,15 +157,44 @@ def test_seconds_only_where_this_card_was_measured(calibration):
     assert large.ours == pytest.approx(small.ours * 40 / 30 * 40 / 12)
     text = preview_text(preview, card)
     assert "Wan 1.3B (30 layers, 12 heads): 4.8 s instead of 12.0 s dense" in text
-    assert "measured 2026-11-21 with 32,760 tokens and 12 heads)." in text and "12 heads, scaled)" in text
+    assert "measured 2026-11-21 on reference with 32,760 tokens and 12 heads)." in text and "heads, scaled)" in text
     assert preview_image(preview, card).isfinite().all()
 
 
 def test_one_step_without_a_measurement_means_no_seconds(calibration):
     measured(calibration)
     assert make_preview(Schedule.parse("0.9 bf16 - all 5 5\n0 fp8 x1 all 5 5"), 832, 480, 81, 4, 5.0)[0].seconds == []
-    measured(calibration, attention="bf16", granularity=None, backend="triton-bf16")
+    measured(calibration, attention="bf16", granularity=None)
     assert len(make_preview(Schedule.parse("0 bf16 - all 5 5"), 832, 480, 81, 4, 5.0)[0].seconds) == 2
+
+
+def runs_here(monkeypatch, backends) -> None:
+    monkeypatch.setattr(preview_outlook, "current_backends", lambda: backends)
+
+
+def test_seconds_are_those_of_what_runs(calibration, monkeypatch):
+    """A benchmark of another backend, however new, does not move them."""
+    few = preset("few-step")
+    measured(calibration, backend="triton-fp8")
+    measured(calibration, points=[[0.2, 1e5], [1.0, 5e5]], measured="2026-11-22T20:00:00+00:00")
+    runs_here(monkeypatch, {"fp8": "triton-fp8", "bf16": "triton-bf16"})
+    preview, card = make_preview(few, 832, 480, 81, 4, 5.0)
+    assert preview.seconds[0].ours < 12.0 and "measured 2026-11-21 on triton-fp8" in preview_text(preview, card)
+    runs_here(monkeypatch, {"fp8": "triton-int8", "bf16": "triton-bf16"})
+    preview, card = make_preview(few, 832, 480, 81, 4, 5.0)
+    assert preview.seconds == [] and "triton-int8 was not measured on CPU" in preview_text(preview, card)
+
+
+def test_steps_that_stay_dense_here_take_what_dense_takes(calibration, monkeypatch):
+    few = preset("few-step")
+    runs_here(monkeypatch, {"fp8": None, "bf16": None})
+    preview, card = make_preview(few, 832, 480, 81, 4, 5.0)
+    assert f"No expected seconds: sparse steps stay dense on {card}; FPSAttention Check" in preview_text(preview, card)
+    measured(calibration)
+    preview, card = make_preview(few, 832, 480, 81, 4, 5.0)
+    assert preview.seconds[0].ours == pytest.approx(preview.seconds[0].dense)
+    assert "steps that stay dense here count as dense" in preview_text(preview, card)
+    assert preview_image(preview, card).isfinite().all()
 
 
 def test_a_damaged_calibration_is_told(calibration):
