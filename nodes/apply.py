@@ -14,9 +14,10 @@ from .settings import choose_settings, file_header
 
 BACKEND_TOOLTIP = (
     "Which implementation runs the sparse attention. auto: the fastest that this machine has; the report says which "
-    "and why. triton-fp8: FP8 and sparse, NVIDIA from Ada on. triton-int8: 8-bit integers in place of FP8, on NVIDIA "
-    "Ampere. triton-bf16: sparse only. reference: plain PyTorch, runs everywhere, slow on a GPU. A backend that is "
-    "named here and cannot run is an error before sampling starts."
+    "and why. On a GPU where only the reference could run, auto stays dense. triton-fp8: FP8 and sparse, NVIDIA from "
+    "Ada on. triton-int8: 8-bit integers in place of FP8, on NVIDIA Ampere. triton-bf16: sparse only. reference: plain "
+    "PyTorch, runs everywhere, on a GPU slower than dense. A backend that is named here and cannot run is an error "
+    "before sampling starts."
 )
 
 

@@ -9,11 +9,23 @@ from ..kernels.grid import GridError
 from ..kernels.measure import measure
 from ._api import CATEGORY, io, progress, show_text, ui
 from .benchmark_image import benchmark_image
-from .benchmark_run import MAX_HEADS, MAX_SECONDS, MIN_SECONDS, Ticker, effort_problem, keep, model_notes, wanted_size
+from .benchmark_run import (
+    MAX_HEADS,
+    MAX_SECONDS,
+    MIN_SECONDS,
+    Ticker,
+    effort_problem,
+    keep,
+    kept,
+    model_notes,
+    wanted_size,
+)
 from .benchmark_text import benchmark_text, headline
 from .host import host_attention, make_room
 from .model_facts import model_facts
 from .video_size import size_inputs, size_problem, video_words
+
+MAX_AGAIN = 1_000_000
 
 
 class FPSAttentionBenchmark(io.ComfyNode):
@@ -30,7 +42,7 @@ class FPSAttentionBenchmark(io.ComfyNode):
                 "Measures self-attention on this GPU at your video's size: dense, and FPSAttention at several "
                 "densities, on random numbers and without a model. The times are kept, so that the schedule editor and "
                 "FPSAttention Preview can tell expected seconds. Run it once per GPU and size, with nothing else "
-                "running."
+                "running; later runs of the workflow show the same result, until an input changes."
             ),
             search_aliases=["attention speed", "measure gpu", "sparse attention benchmark", "calibration"],
             is_output_node=True,
@@ -60,7 +72,9 @@ class FPSAttentionBenchmark(io.ComfyNode):
                     default="auto",
                     tooltip=(
                         "Which implementation is measured, as in FPSAttention (Wan). auto: the one that sampling would "
-                        "take. One that cannot run is said to be, and only dense attention is measured."
+                        "take. One that cannot run is said to be, and only dense attention is measured; so it is with "
+                        "auto on a GPU where only the reference could run, because sampling stays dense there. "
+                        "Expected seconds come from the one that auto takes."
                     ),
                 ),
                 io.Float.Input(
@@ -72,6 +86,17 @@ class FPSAttentionBenchmark(io.ComfyNode):
                     tooltip=(
                         "Seconds that measuring may take, without what compiling takes the first time. More seconds "
                         "give steadier times; what does not fit is left out and named."
+                    ),
+                ),
+                io.Int.Input(
+                    "again",
+                    default=0,
+                    min=0,
+                    max=MAX_AGAIN,
+                    optional=True,
+                    tooltip=(
+                        "Raise it by one to measure again with the same values, say after closing another program "
+                        "that used the GPU. The new times take the old ones' place. It changes nothing else."
                     ),
                 ),
             ],
@@ -94,10 +119,25 @@ class FPSAttentionBenchmark(io.ComfyNode):
         return size_problem(width, height, frames) or effort_problem(heads, seconds) or True
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> int:
+        """Return what changes when kept times are lost from the calibration file: then they are measured again."""
+        del inputs
+        return kept.losses()
+
+    @classmethod
     def execute(
-        cls, width: int, height: int, frames: int, heads: int, backend: str, seconds: float, model: Any = None
+        cls,
+        width: int,
+        height: int,
+        frames: int,
+        heads: int,
+        backend: str,
+        seconds: float,
+        model: Any = None,
+        again: int = 0,
     ) -> io.NodeOutput:
         """Return picture and table; keeps the times. Raises GridError or PatchError with one sentence."""
+        del again  # another number is another run
         if problem := effort_problem(heads, seconds):
             raise GridError(problem)
         node_id = cls.hidden.unique_id if cls.hidden is not None else None
@@ -108,8 +148,8 @@ class FPSAttentionBenchmark(io.ComfyNode):
         result = measure(size, host, name, Ticker(progress(Ticker.PARTS, node_id)))
         result.notes += model_notes(model, facts)
         video = video_words(width, height, frames)
-        kept = keep(result)
-        text = benchmark_text(result, video, kept)
-        image = benchmark_image(result, video, kept)
-        show_text(node_id, "\n".join([headline(result), kept]))
+        where = keep(result)
+        text = benchmark_text(result, video, where)
+        image = benchmark_image(result, video, where)
+        show_text(node_id, "\n".join([headline(result), where]))
         return io.NodeOutput(image, text, ui=ui.PreviewImage(image, cls=cls).as_dict() | ui.PreviewText(text).as_dict())

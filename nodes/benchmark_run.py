@@ -6,7 +6,7 @@ import logging
 import math
 from typing import Any
 
-from ..kernels.calibration import Calibration, CalibrationError, calibration_path
+from ..kernels.calibration import Calibration, CalibrationError, calibration_path, entry_key
 from ..kernels.calibration_file import shown
 from ..kernels.contestants import Size
 from ..kernels.measure import Measurement
@@ -35,6 +35,48 @@ class Ticker:
         now = max(self.done, min(self.PARTS, round(share * self.PARTS)))
         self.bar.update(now - self.done)
         self.done = now
+
+
+class Kept:
+    """Counts how often times that this process measured were lost from the file: deleted, damaged, or never written.
+
+    The host shows a node's earlier result while nothing changes. This number changes when that result is all that is
+    left of a measurement, and not when another run adds to the file.
+    """
+
+    def __init__(self) -> None:
+        self._there: dict[tuple, str] = {}
+        self._unwritten: list[tuple[int, int] | None] = []
+        self._lost = 0
+
+    def wrote(self, entry: dict) -> None:
+        """Remember that ``entry`` is in the file."""
+        self._there[entry_key(entry)] = entry["measured"]
+
+    def could_not_write(self) -> None:
+        """Remember that times are not in the file as it is now."""
+        self._unwritten = [_stamp()]
+
+    def losses(self) -> int:
+        """Return how often times were lost; what could not be written counts once the file is another one."""
+        found = {entry_key(entry): entry["measured"] for entry in Calibration.load().entries} if self._there else {}
+        gone = any(found.get(key, "") < measured for key, measured in self._there.items())
+        if gone or (self._unwritten and self._unwritten != [_stamp()]):
+            self._lost += 1
+            self._there, self._unwritten = {}, []
+        return self._lost
+
+
+kept = Kept()
+
+
+def _stamp() -> tuple[int, int] | None:
+    """Return what tells the calibration file from a changed one; None without a file."""
+    try:
+        stat = calibration_path().stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
 
 
 def effort_problem(heads: Any = None, seconds: Any = None) -> str | None:
@@ -84,9 +126,11 @@ def keep(result: Measurement) -> str:
         calibration.put(entry)
         calibration.save()
     except CalibrationError as error:
+        kept.could_not_write()
         sentence = str(error)
         logger.warning("FPSAttention: %s", sentence)
         return f"The times were not kept: {sentence}"
+    kept.wrote(entry)
     count = len(calibration.entries)
     where = f"Kept in {shown(calibration_path())} ({count} measurement{'s' if count != 1 else ''})."
     return " ".join([where, *(f"Note: {sentence}" for sentence in said)])

@@ -97,14 +97,16 @@ def test_the_nodes_are_registered_and_explained(server):
 def test_widgets_are_in_their_order(server):
     """An order is an API: a saved workflow holds values by place."""
     expected = {
-        "FPSAttentionPreview": (["schedule", "width", "height", "frames", "steps", "shift"], ["IMAGE", "STRING"]),
-        "FPSAttentionBenchmark": (["width", "height", "frames", "heads", "backend", "seconds"], ["IMAGE", "STRING"]),
-        "FPSAttentionCheck": ([], ["STRING"]),
-    }
-    for name, (required, given) in expected.items():
+        "FPSAttentionPreview": (["schedule", "width", "height", "frames", "steps", "shift"], [], ["IMAGE", "STRING"]),
+        "FPSAttentionBenchmark": (
+            ["width", "height", "frames", "heads", "backend", "seconds"], ["again"], ["IMAGE", "STRING"],
+        ),
+        "FPSAttentionCheck": ([], [], ["STRING"]),
+    }  # fmt: skip
+    for name, (required, more, given) in expected.items():
         info = server.get(f"/object_info/{name}")[name]
         assert info["input_order"].get("required", []) == required
-        assert info["input_order"].get("optional", []) == ["model"]
+        assert info["input_order"].get("optional", []) == ["model", *more]
         assert info["output"] == given
     (kinds, options) = server.get("/object_info/FPSAttentionPreview")["FPSAttentionPreview"]["input"]["required"][
         "schedule"
@@ -114,7 +116,8 @@ def test_widgets_are_in_their_order(server):
 
 def test_no_time_is_known_at_first(server):
     answer = server.get("/fpsattention/calibration")
-    assert answer == {"card": answer["card"], "version": 1, "entries": [], "problem": None}
+    runs = {"fp8": "reference", "bf16": "reference"}
+    assert answer == {"card": answer["card"], "backends": runs, "version": 1, "entries": [], "problem": None}
     assert answer["card"].startswith("CPU ")
 
 
@@ -192,10 +195,33 @@ def test_benchmark_measures_and_keeps(server, measured):
     assert answer["entries"] == [entry] and answer["card"] == entry["card"] and answer["problem"] is None
 
 
+def was_cached(entry: dict, key: str = "9") -> bool:
+    """Whether the host showed the earlier result of node ``key``."""
+    (nodes,) = [data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached"]
+    return key in nodes
+
+
+def test_benchmark_measures_once_and_when_it_should_again(server, measured):
+    """Beside a sampler it must not take its seconds at every run; what is lost, or asked for again, is measured."""
+    graph = {"9": benchmark(seconds=1.0)}
+    server.prompt(graph)
+    before = measured.read_bytes()
+    assert was_cached(server.prompt(graph)) and measured.read_bytes() == before
+    assert not was_cached(server.prompt({"9": benchmark(seconds=1.0, again=1)}))
+    assert len(Calibration.load(measured).entries) == 1, "the new times take the old ones' place"
+    graph = {"9": benchmark(seconds=1.0, again=1)}
+    assert was_cached(server.prompt(graph))
+    for loss in (measured.unlink, lambda: measured.write_text("{")):
+        loss()
+        assert not was_cached(server.prompt(graph)) and len(Calibration.load(measured).entries) == 1
+        assert was_cached(server.prompt(graph))
+
+
 def test_preview_tells_seconds_once_measured(server):
     outputs(server, {"9": benchmark(seconds=9)})
     text, _ = outputs(server, {"1": schedule(), "9": preview()})
     assert "Expected self-attention of Wan 1.3B (30 layers, 12 heads)" in text and "scaled" in text
+    assert " on reference with 144 tokens and 2 heads" in text
     text, _ = outputs(server, {"1": schedule(), "2": loader(), "9": preview(model=["2", 0])})
     assert "Expected self-attention of this model (3 layers, 2 heads)" in text
 

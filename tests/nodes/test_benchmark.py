@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,10 +18,10 @@ from fpsattention.kernels.contestants import Ours, Row, Size
 from fpsattention.kernels.grid import TokenGrid
 from fpsattention.kernels.measure import Measurement, measure
 from fpsattention.kernels.schedule import Schedule
+from fpsattention.nodes import benchmark_run, routes
 from fpsattention.nodes import host as host_side
-from fpsattention.nodes import routes
 from fpsattention.nodes.benchmark_image import benchmark_image, digits, nice_step
-from fpsattention.nodes.benchmark_run import Ticker, effort_problem, keep, model_notes, wanted_size
+from fpsattention.nodes.benchmark_run import Kept, Ticker, effort_problem, keep, model_notes, wanted_size
 from fpsattention.nodes.benchmark_text import benchmark_text, headline
 from fpsattention.nodes.drawing import WIDTH
 from fpsattention.nodes.model_facts import model_facts
@@ -130,6 +131,33 @@ def test_a_file_that_cannot_be_kept_is_a_sentence(small, calibration):
     calibration.unlink()
     calibration.mkdir()
     assert keep(small).startswith("The times were not kept")
+
+
+def test_times_that_are_lost_are_measured_again(small, calibration, monkeypatch):
+    monkeypatch.setattr(benchmark_run, "kept", Kept())
+    losses = benchmark_run.kept.losses
+    assert losses() == 0
+    keep(small)
+    keep(made())
+    assert losses() == losses() == 0, "what is there is shown again"
+    calibration.unlink()
+    assert losses() == losses() == 1
+    keep(small)
+    assert losses() == 1
+    newer = replace(small, date="2027-01-01T00:00:00+00:00")
+    keep(newer)
+    assert losses() == 1, "another run with the same key has put newer times there"
+    calibration.write_text("{")
+    assert losses() == losses() == 2
+
+
+def test_times_that_could_not_be_written_wait_for_another_file(small, calibration, monkeypatch):
+    monkeypatch.setattr(benchmark_run, "kept", Kept())
+    calibration.write_text('{"version": 2}')
+    keep(small)
+    assert benchmark_run.kept.losses() == benchmark_run.kept.losses() == 0, "not 20 s at every run"
+    calibration.unlink()
+    assert benchmark_run.kept.losses() == benchmark_run.kept.losses() == 1
 
 
 def test_what_is_measured_of_a_model(host):
