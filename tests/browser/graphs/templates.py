@@ -135,7 +135,12 @@ def vace() -> list[Column]:
         },
     )  # fmt: skip
     trim = Node(
-        TRIM, "TrimVideoLatent", 80, {"trim_amount": 0}, {"samples": (REPORT, 0), "trim_amount": (CONDITION, 3)}
+        TRIM,
+        "TrimVideoLatent",
+        80,
+        {"trim_amount": 0},
+        {"samples": (REPORT, 0), "trim_amount": (CONDITION, 3)},
+        "Trim the reference",
     )
     sample = sampler((SHIFT, 0), (CONDITION, 2), positive=(CONDITION, 0), negative=(CONDITION, 1))
     what_ran, video = ending("video/wan2.1_vace_fpsattention")
