@@ -25,16 +25,27 @@ class Timed(Protocol):
 
 
 class BlockClock:
-    """Adds the seconds of blocks to their steps; ``kind`` is what it measures on the current device, or None."""
+    """Adds the seconds of blocks to their steps; ``kind`` is what it measures on the model's device, or None."""
 
     def __init__(self) -> None:
         self.kind: str | None = None
-        self._pending: deque[tuple[Timed, int, Any, Any]] = deque()
+        self.device: torch.device | None = None
+        self._pending: deque[tuple[Timed, int, Any, Any, torch.device]] = deque()
         self._spare: list[Any] = []
 
     def prepare(self, device: torch.device) -> None:
-        """Choose how blocks on ``device`` are timed."""
+        """Choose how blocks on ``device``, the model's, are timed: another card may be the current one."""
+        if device == self.device:
+            return
         self.kind = device.type if device.type in ("cpu", "cuda") else None
+        self.device = device
+        # An event belongs to the card that it was first recorded on.
+        self._spare.clear()
+
+    def wait(self) -> None:
+        """Wait for the model's device, if it was ever used."""
+        if self.kind == "cuda" and torch.cuda.is_initialized():
+            torch.cuda.synchronize(self.device)
 
     def moment(self) -> Any:
         """Return now, as the device will see it; None where it cannot be told."""
@@ -43,7 +54,7 @@ class BlockClock:
         if self.kind is None:
             return None
         event = self._spare.pop() if self._spare else torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))
         return event
 
     def add(self, step: Timed, block: int, start: Any, end: Any) -> None:
@@ -53,7 +64,7 @@ class BlockClock:
         if self.kind == "cpu":
             step.add_block(block, end - start)
             return
-        self._pending.append((step, block, start, end))
+        self._pending.append((step, block, start, end, self.device))
         if len(self._pending) >= _MANY:
             self._read()
 
@@ -65,6 +76,7 @@ class BlockClock:
 
     def _read(self) -> None:
         while self._pending and self._pending[0][3].query():
-            step, block, start, end = self._pending.popleft()
+            step, block, start, end, device = self._pending.popleft()
             step.add_block(block, start.elapsed_time(end) / 1e3)
-            self._spare += (start, end)
+            if device == self.device:
+                self._spare += (start, end)

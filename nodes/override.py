@@ -65,6 +65,11 @@ class Call:
         self._control = None
         self._reason: str | None = None
 
+    @property
+    def attends(self) -> bool:
+        """True in a sparse phase, where attention calls are for us."""
+        return self.sparse is not None
+
     def enter(self, block: int) -> bool:
         """A block begins: its first attention call is its self-attention. False if it had begun already."""
         if self._inside:

@@ -7,8 +7,9 @@ from typing import Any
 from ..kernels.checkpoint import Header
 from ..kernels.profiling.cost import ModelShape
 from ..kernels.profiling.errors import ProfileError
+from .around import DIFFUSION_MODEL
 from .layout import is_wan
-from .patch import DIFFUSION_MODEL, INNER, ON_CLEANUP, ON_PRE_RUN
+from .patch import INNER, ON_CLEANUP, ON_PRE_RUN
 from .settings import KEY, Patched, file_header
 
 

@@ -7,7 +7,6 @@ probed run is the unprobed one, bit for bit.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,12 +18,12 @@ from ..kernels.profiling.cost import Effort
 from ..kernels.profiling.errors import ProfileError
 from ..kernels.profiling.rows import RowPlan, row_errors
 from ..kernels.profiling.table import RowTable
+from .around import DIFFUSION_MODEL, Around, Inputs, keep_compilers_out
 from .layout import sequence_layout
+from .model_call import step_index
 from .override import dense_reason
-from .patch import DIFFUSION_MODEL, step_index
 
 KEY = "fpsattention_profile"
-_OVERRIDE = "optimized_attention_override"
 
 
 class Probe:
@@ -37,21 +36,16 @@ class Probe:
         self.seconds = 0.0
         self.reasons: list[str] = []
         self._found: dict[tuple[int, int], torch.Tensor] = {}
-        self._call: _Call | None = None
 
     def install(self, m: Any) -> None:
         """Put the probe on ``m``, a clone that nobody else uses."""
-        current = {"run": self._run, "mark": self._mark}
-        if "torch._dynamo" in sys.modules:
-            current = {key: torch.compiler.disable(fn, recursive=False) for key, fn in current.items()}
-        m.add_wrapper_with_key(
-            DIFFUSION_MODEL, KEY, lambda executor, *args, **kw: current["run"](executor, *args, **kw)
-        )
-        blocks = len(m.get_model_object("diffusion_model").blocks)
-        for index in range(blocks):
+        around = Around(KEY, self._begin, _end)
+        m.add_wrapper_with_key(DIFFUSION_MODEL, KEY, around.wrapper())
+        for index in range(len(m.get_model_object("diffusion_model").blocks)):
             replace = m.model_options.get("transformer_options", {}).get("patches_replace", {})
             inner = replace.get("dit", {}).get(("double_block", index))
-            m.set_model_patch_replace(_marker(current["mark"], index, inner), "dit", "double_block", index)
+            m.set_model_patch_replace(around.block_patch(index, inner), "dit", "double_block", index)
+        keep_compilers_out()
 
     def finish(self) -> RowTable:
         """Return the table; raises ProfileError, with the reason, if no self-attention could be probed."""
@@ -62,36 +56,12 @@ class Probe:
         table.entries = {key: value.cpu().numpy() for key, value in self._found.items()}
         return table
 
-    def _run(
-        self,
-        executor: Any,
-        x: Any,
-        timestep: Any,
-        context: Any,
-        clip_fea: Any = None,
-        time_dim_concat: Any = None,
-        transformer_options: dict | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        options = {} if transformer_options is None else transformer_options
-        layout = sequence_layout(executor.class_obj, x, time_dim_concat, kwargs)
+    def _begin(self, inputs: Inputs) -> _Call:
+        layout = sequence_layout(inputs.model, inputs.x, inputs.time_dim_concat, inputs.conditions)
         if self.plan is None:
             self.plan, self.effort = self.prepare(layout.grid)
-        layers = self._layers(options)
-        previous = options.get(_OVERRIDE)
-        if not layers:
-            return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
-        self._call = _Call(self, layers, layout.known, _positive_row(options, x.shape[0]), previous)
-        override = self._call.override
-        options[_OVERRIDE] = torch.compiler.disable(override) if "torch._dynamo" in sys.modules else override
-        try:
-            return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
-        finally:
-            self._call = None
-            if previous is None:
-                options.pop(_OVERRIDE, None)
-            else:
-                options[_OVERRIDE] = previous
+        row = _positive_row(inputs.options, inputs.x.shape[0])
+        return _Call(self, self._layers(inputs.options), layout.known, row, inputs.previous)
 
     def _layers(self, options: dict) -> dict[int, tuple[int, int]]:
         """Return the layers to probe in this call with their places in the table: each step once, with guidance in the
@@ -104,16 +74,6 @@ class Probe:
             return {}
         return {layer: (step, layer) for layer in self.effort.layers if (step, layer) not in self._found}
 
-    def _mark(self, index: int, inner: Callable | None, args: dict, extra: dict) -> dict:
-        call = self._call
-        if call is not None:
-            call.layer = index
-        try:
-            return inner(args, extra) if inner is not None else extra["original_block"](args)
-        finally:
-            if call is not None:
-                call.layer = None
-
     def measure(self, place: tuple[int, int], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         """Probe one sample's ``(S, H, D)`` for one place of the table."""
         started = _now(q)
@@ -122,13 +82,27 @@ class Probe:
 
 
 class _Call:
-    """One model call with layers to probe."""
+    """One model call with its layers to probe, none in most."""
 
     def __init__(
         self, probe: Probe, layers: dict[int, tuple[int, int]], known: bool, row: int, previous: Callable | None
     ):
         self.probe, self.layers, self.known, self.row, self.previous = probe, layers, known, row, previous
         self.layer: int | None = None
+
+    @property
+    def attends(self) -> bool:
+        """True while there is a layer to probe."""
+        return bool(self.layers)
+
+    def enter(self, block: int) -> bool:
+        """A block begins: its first attention call is its self-attention."""
+        self.layer = block
+        return True
+
+    def leave(self, block: int) -> None:
+        """A block is over."""
+        self.layer = None
 
     def override(self, func: Callable, q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> Any:
         """The host's hook: let the attention run as it would, then look at its inputs."""
@@ -153,8 +127,8 @@ class _Call:
         self.probe.measure(place, *(x[self.row].view(tokens, heads, -1) for x in (q, k, v)))
 
 
-def _marker(mark: Callable, index: int, inner: Callable | None) -> Callable:
-    return lambda args, extra: mark(index, inner, args, extra)
+def _end(call: _Call) -> None:
+    """Nothing is left to count."""
 
 
 def _positive_row(options: dict, batch: int) -> int:

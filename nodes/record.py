@@ -11,8 +11,6 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-import torch
-
 from .clock import BlockClock
 
 logger = logging.getLogger(__name__)
@@ -122,9 +120,11 @@ class Recorder:
     def end(self, error: BaseException | None = None) -> None:
         """Close the open run, if any; ``error`` is what ended it early."""
         if self._open is not None:
-            if torch.cuda.is_available() and torch.cuda.is_initialized() and error is None:
-                torch.cuda.synchronize()
+            if error is None:
+                self.clock.wait()
             self._open.finished = True
+            # The run stays for the report; what it ran need not.
+            self._open.built.clear()
             if error is not None:
                 self._open.stopped = stop_reason(error)
         self._clock(None)

@@ -20,13 +20,14 @@ def card(monkeypatch):
         def __init__(self, enable_timing=False):
             self.at = 0.0
 
-        def record(self):
-            self.at = time.perf_counter()
+        def record(self, stream=None):
+            self.at, self.stream = time.perf_counter(), stream
 
         def elapsed_time(self, other):
             return (other.at - self.at) * 1e3
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: ("stream of", device))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device=None: taken["now"])
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: taken["peak"])
@@ -41,6 +42,11 @@ def test_statistics():
     timing = Timing.of([3.0, 1.0, 2.0, 10.0, 2.5])
     assert (timing.median, timing.low, timing.high, timing.best, timing.count) == (2.5, 2.0, 3.0, 1.0, 5)
     assert timing.spread == pytest.approx(0.4) and Timing.of([4.0]).spread == 0.0
+
+
+def test_marks_are_made_on_the_clocks_own_card(card):
+    card.device = torch.device("cuda:1")
+    assert card.mark().stream == ("stream of", torch.device("cuda:1"))
 
 
 def test_contestants_take_turns_and_a_failure_costs_one(card):

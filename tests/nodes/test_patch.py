@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from fpsattention.kernels.attention import BackendError
 from fpsattention.kernels.checkpoint import Header
 from fpsattention.kernels.plan import _build
 from fpsattention.kernels.schedule import Schedule
-from fpsattention.nodes import patch
-from fpsattention.nodes.clock import BlockClock
+from fpsattention.nodes import around, patch
 from fpsattention.nodes.dense_blocks import DenseBlocksError
 from fpsattention.nodes.patch import PatchError, apply_patch, step_index
-from fpsattention.nodes.record import Step
 from fpsattention.nodes.settings import KEY, Settings, choose_settings
 
 LAYERS = 3
@@ -205,11 +206,8 @@ def test_file_tile_is_used(host):
 
 
 def test_constants_are_strings():
-    assert (patch.DIFFUSION_MODEL, patch.ON_PRE_RUN, patch.ON_CLEANUP) == (
-        "diffusion_model",
-        "on_pre_run",
-        "on_cleanup",
-    )
+    assert (around.DIFFUSION_MODEL, around.OVERRIDE) == ("diffusion_model", "optimized_attention_override")
+    assert (patch.ON_PRE_RUN, patch.ON_CLEANUP) == ("on_pre_run", "on_cleanup")
 
 
 @pytest.mark.parametrize(
@@ -272,41 +270,33 @@ def test_blocks_are_timed_in_dense_and_in_sparse_steps(host):
         assert len(step.blocks) == LAYERS and min(step.blocks) > 0 and sum(step.blocks) <= step.seconds
 
 
-def test_blocks_on_a_device_that_cannot_be_timed(host):
-    clock = BlockClock()
-    clock.prepare(torch.device("meta"))
-    step = Step(1.0, 0, 0, "dense")
-    clock.add(step, 0, clock.moment(), clock.moment())
-    clock.finish()
-    assert clock.kind is None and step.blocks == []
+def test_an_error_before_the_run_is_not_kept(host):
+    """A node that samples again in its handler: the error's frames, and their tensors, go with the error."""
+    model = patched(host, "0.00 dense")
+    seen = []
+
+    class Held:
+        pass
+
+    def attempt():
+        held = Held()
+        seen.append(weakref.ref(held))
+        raise RuntimeError("CUDA out of memory")
+
+    try:
+        attempt()
+    except RuntimeError:
+        host.run(model, [1.0])
+    gc.collect()
+    assert seen[0]() is None
+    assert model.get_attachment(KEY).recorder.runs[-1].stopped is None, "it was not this run's error"
 
 
-def test_events_are_read_when_they_have_passed(monkeypatch):
-    """A GPU's events, played by counters: nothing is waited for, and each is used again."""
-    made = []
-
-    class Event:
-        def __init__(self, enable_timing):
-            made.append(self)
-            self.at = None
-
-        def record(self):
-            self.at = len(made)
-
-        def query(self):
-            return True
-
-        def elapsed_time(self, end):
-            return 2.0
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    clock, step = BlockClock(), Step(1.0, 0, 0, "dense")
-    clock.prepare(torch.device("cuda"))
-    for _ in range(3000):
-        clock.add(step, 1, clock.moment(), clock.moment())
-    clock.finish()
-    assert step.blocks[0] == 0 and step.blocks[1] == pytest.approx(3000 * 2e-3)
-    assert len(made) <= 2 * 512 + 2
+def test_a_finished_run_keeps_no_plans(host):
+    model = patched(host, "0.00 bf16 - all 1 1")
+    host.run(model, [1.0], size=(2, 24, 32))
+    (run,) = model.get_attachment(KEY).recorder.runs
+    assert run.steps and not run.built
 
 
 def test_an_error_tells_why_the_run_stopped(host):
@@ -346,3 +336,15 @@ def test_chosen_blocks_stay_dense(host):
 def test_chosen_blocks_must_exist(host):
     with pytest.raises(DenseBlocksError, match="block 3, but this model has 3 blocks, 0 to 2"):
         patched(host, "0.00 dense", dense_blocks=frozenset({3}))
+
+
+@pytest.mark.parametrize("blocks, says", [({1}, True), ({0}, False)])
+def test_of_two_nodes_with_other_dense_blocks_the_later_wins_and_says_so(host, blocks, says):
+    text = "0.00 bf16 - all 1 1"
+    earlier = patched(host, text, dense_blocks=frozenset({0}))
+    model = patched(host, text, model=earlier, dense_blocks=frozenset(blocks))
+    host.run(model, [0.7])
+    (run,) = model.get_attachment(KEY).recorder.runs
+    found = [note for note in run.notes if "already patched" in note]
+    assert (len(found) == 1) == says and all("blocks 0 always dense" in note for note in found)
+    assert model.get_attachment(KEY).settings.dense_blocks == blocks

@@ -180,12 +180,12 @@ def case_attention_override_names():
     """The constants that stand for the host's enumerations."""
     from comfy.patcher_extension import CallbacksMP, WrappersMP
 
-    patch = pack_module("nodes.patch")
+    around, patch = pack_module("nodes.around"), pack_module("nodes.patch")
     return [
-        patch.DIFFUSION_MODEL == WrappersMP.DIFFUSION_MODEL,
+        around.DIFFUSION_MODEL == WrappersMP.DIFFUSION_MODEL,
         patch.ON_PRE_RUN == CallbacksMP.ON_PRE_RUN,
         patch.ON_CLEANUP == CallbacksMP.ON_CLEANUP,
-        patch._OVERRIDE == HOOK,
+        around.OVERRIDE == HOOK,
     ]
 
 
