@@ -1,23 +1,10 @@
 // A new user's way through the page: templates, a card, what is missing, Run, the report. Times as "TIME seconds what".
 // usage: node first_run.mjs <server url> <chromium> <profile folder> <job.json>; waits on stdin for the models.
-import { createRequire } from "node:module";
-import { readFileSync } from "node:fs";
 import { once } from "node:events";
 
-const require = createRequire(process.env.PLAYWRIGHT_FOLDER + "/");
-const { chromium } = require("playwright-core");
-const [url, executablePath, profile, path] = process.argv.slice(2);
-const job = JSON.parse(readFileSync(path, "utf8"));
+import { job, launch, open } from "./browser.mjs";
 
-const context = await chromium.launchPersistentContext(profile, {
-  executablePath,
-  headless: true,
-  viewport: { width: 1920, height: 1080 },
-  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync"],
-});
-await context.route("**/*", (route) =>
-  new URL(route.request().url()).hostname === "127.0.0.1" ? route.continue() : route.abort());
+const context = await launch();
 const page = await context.newPage();
 page.on("pageerror", (error) => console.log("pageerror: " + error));
 page.on("console", (message) => {
@@ -31,9 +18,7 @@ const lap = (what) => {
 };
 const shot = (name) => page.screenshot({ path: `${job.pictures}/${name}.png` });
 
-await page.goto(url, { waitUntil: "domcontentloaded" });
-await page.waitForFunction(
-  () => window.app?.graph && window.LiteGraph?.registered_node_types?.FPSAttentionApply, null, { timeout: 120000 });
+await open(page);
 lap("page");
 await page.waitForTimeout(3000);
 if (!(await page.locator('[role="dialog"]').count())) await page.getByText("Templates", { exact: true }).first().click();

@@ -1,29 +1,13 @@
 // What the page offers of the pack beside its nodes: the subgraph in the search, and the help page of a node.
 // usage: node pack.mjs <server url> <chromium> <profile folder> <job.json>; the job names the folder for `pictures`.
-import { createRequire } from "node:module";
-import { readFileSync } from "node:fs";
+import { job, launch, open } from "./browser.mjs";
 
-const require = createRequire(process.env.PLAYWRIGHT_FOLDER + "/");
-const { chromium } = require("playwright-core");
-const [url, executablePath, profile, job] = process.argv.slice(2);
-const { pictures } = JSON.parse(readFileSync(job, "utf8"));
-
-const context = await chromium.launchPersistentContext(profile, {
-  executablePath,
-  headless: true,
-  viewport: { width: 1920, height: 1080 },
-  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync"],
-});
-// Nothing outside this machine is asked for.
-await context.route("**/*", (route) =>
-  new URL(route.request().url()).hostname === "127.0.0.1" ? route.continue() : route.abort());
+const { pictures } = job;
+const context = await launch();
 const page = await context.newPage();
 const errors = [];
 page.on("pageerror", (error) => errors.push(String(error)));
-await page.goto(url, { waitUntil: "domcontentloaded" });
-await page.waitForFunction(
-  () => window.app?.graph && window.LiteGraph?.registered_node_types?.FPSAttentionApply, null, { timeout: 120000 });
+await open(page);
 await page.waitForTimeout(3000);
 const before = errors.length;
 

@@ -1,29 +1,14 @@
 // Opens workflows in the host's real page and prints one JSON line about each.
-// usage: node page.mjs <server url> <chromium> <profile folder> <jobs.json>; playwright-core comes from NODE_PATH's folder.
-import { createRequire } from "node:module";
+// usage: node page.mjs <server url> <chromium> <profile folder> <jobs.json>
 import { readFileSync } from "node:fs";
 
-const require = createRequire(process.env.PLAYWRIGHT_FOLDER + "/");
-const { chromium } = require("playwright-core");
-const [url, executablePath, profile, jobsPath] = process.argv.slice(2);
-const jobs = JSON.parse(readFileSync(jobsPath, "utf8"));
+import { job as jobs, launch, open } from "./browser.mjs";
 
-const context = await chromium.launchPersistentContext(profile, {
-  executablePath,
-  headless: true,
-  viewport: { width: 1920, height: 1080 },
-  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync"],
-});
-// Nothing outside this machine is asked for.
-await context.route("**/*", (route) =>
-  new URL(route.request().url()).hostname === "127.0.0.1" ? route.continue() : route.abort());
+const context = await launch();
 const page = await context.newPage();
 const errors = [];
 page.on("pageerror", (error) => errors.push(String(error)));
-await page.goto(url, { waitUntil: "domcontentloaded" });
-await page.waitForFunction(
-  () => window.app?.graph && window.LiteGraph?.registered_node_types?.FPSAttentionApply, null, { timeout: 120000 });
+await open(page);
 await page.waitForTimeout(1500);
 const before = errors.length;
 
