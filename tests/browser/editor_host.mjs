@@ -159,6 +159,10 @@ export const checks = (
     await fill(page.locator("[data-view=frames]"), "33");
     seen.push(await line());
     await shot(`${job.name}-seconds`);
+    const idle = { fp8: null, bf16: null };
+    await tell({ card: "NVIDIA H200", entries: job.entries, backends: { fp8: "triton-int8", bf16: "triton-bf16" } });
+    await tell({ card: "NVIDIA H200", entries: job.entries, backends: idle });
+    await tell({ card: "NVIDIA H200", entries: [], backends: idle });
     measured.answer = { card: null, entries: [] };
     return { seen };
   },

@@ -262,11 +262,13 @@ def test_zoom(check):
 
 def test_seconds(check):
     """Seconds only where the current card was measured, and named as such."""
-    before, known, other, _, again, last, scaled = check["seen"]
-    assert before == other == "Seconds appear once the FPSAttention Benchmark node has measured this card."
+    before, known, other, _, again, last, scaled, unlike, idle, nothing = check["seen"]
+    assert before == other == unlike == "Seconds appear once the FPSAttention Benchmark node has measured this card."
     # 20 steps of 30 layers: 9 dense, 11 at 41 % (224 of 546 tiles, weighted by their tokens)
-    assert known.startswith("4.9 s of attention instead of 7.3 s") and "measured on NVIDIA H200" in known
+    assert known.startswith("4.9 s of attention instead of 7.3 s") and "on NVIDIA H200 with triton-fp8" in known
     assert "from 32,760 tokens measured on NVIDIA H200" in scaled
+    assert "(×1.00)" in idle and "with cudnn. On this machine sparse steps stay dense" in idle
+    assert nothing.startswith("On this machine sparse steps stay dense; the FPSAttention Check node")
     assert again.startswith("4.1 s of attention instead of 7.3 s") and last == known, "measured again, same size"
 
 
