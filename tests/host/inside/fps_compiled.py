@@ -9,9 +9,21 @@ from typing import Any
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_torch_compile import TorchCompileModel, skip_torch_compile_dict
-from fps_common import apply, model_of, relative, run_cases, run_summary, runs, sample, shifted
+from fps_common import (
+    apply,
+    conditioning,
+    load_pack,
+    model_of,
+    pack_module,
+    relative,
+    run_cases,
+    run_summary,
+    runs,
+    sample,
+    shifted,
+)
 
-SIZE, STEPS, LAYERS = (3, 12, 16), 4, 3
+SIZE, OTHER, STEPS, LAYERS = (3, 12, 16), (3, 16, 20), 4, 3
 # Four steps under shift 8 stand at 1.000, 0.960, 0.889 and 0.727: every phase is met, and the first is dense or not.
 SCHEDULES = {
     "dense_first": "0.98 dense\n0.90 bf16 - 1 1 1\n0.00 fp8 x1 60% all all",
@@ -34,17 +46,35 @@ def blocks(model: Any) -> Any:
     return m
 
 
+def cold() -> None:
+    """Forget what was compiled and planned, as in a new process."""
+    torch._dynamo.reset()
+    pack_module("kernels.plan").clear_plans()
+
+
+def frames() -> int:
+    """How often the compiler has looked at a frame."""
+    return torch._dynamo.utils.counters["frames"]["total"]
+
+
 def both(compiled: Callable, text: str) -> dict:
+    """Two sizes, twice each, in a process that knows neither, with the compile node before and behind ours."""
     fresh = shifted(model_of())
-    expected = sample(apply(fresh, text), size=SIZE, steps=STEPS)
+    uncompiled = apply(fresh, text)
+    expected = [sample(uncompiled, size=size, steps=STEPS) for size in (SIZE, OTHER)]
     found = {}
     for order in ("before", "after"):
-        torch._dynamo.reset()
+        cold()
         patched = apply(compiled(fresh), text) if order == "before" else compiled(apply(fresh, text))
-        error = [relative(sample(patched, size=SIZE, steps=STEPS), expected) for _ in range(2)]
-        recorded = run_summary(runs(patched)[-1])["steps"]
+        errors, looked = [], []
+        for size, right in zip((SIZE, OTHER), expected):
+            for _ in range(2):
+                errors.append(relative(sample(patched, size=size, steps=STEPS), right))
+                looked.append(frames())
+        recorded = run_summary(runs(patched)[0])["steps"]
         found[order] = {
-            "relative": max(error),
+            "relative": max(errors),
+            "looked": looked,
             "sparse": [step["sparse"] for step in recorded],
             "dense": [step["dense"] for step in recorded],
             "reasons": [step["reasons"] for step in recorded],
@@ -72,8 +102,38 @@ def case_blocks_sparse_first():
 def case_a_dense_schedule():
     fresh = shifted(model_of())
     plain = sample(whole(fresh), size=SIZE, steps=2)
-    torch._dynamo.reset()
-    return relative(sample(whole(apply(fresh, "0.00 dense")), size=SIZE, steps=2), plain)
+    cold()
+    ours, looked = whole(apply(fresh, "0.00 dense")), []
+    for _ in range(3):
+        out = sample(ours, size=SIZE, steps=2)
+        looked.append(frames())
+    return {"relative": relative(out, plain), "looked": looked}
+
+
+def case_profile():
+    """The profile of a compiled model, cold and at a second size: what it finds in the same model uncompiled."""
+    fresh = shifted(model_of(layers=LAYERS), 2.0)
+    found = {}
+    for size in ((2, 16, 32), (3, 24, 32)):
+        expected = _profile(fresh, size)
+        for name, compiled in (("whole", whole), ("blocks", blocks)):
+            cold()
+            singles, rows = _profile(compiled(fresh), size)
+            found[f"{name} {size}"] = {
+                "singles": max(abs(a / b - 1) for a, b in zip(singles, expected[0])),
+                "rows": max(float(abs(a - b).max()) for a, b in zip(rows, expected[1])),
+                "count": len(rows),
+            }
+    return found
+
+
+def _profile(model: Any, size: tuple[int, int, int]) -> tuple[list, list]:
+    profile, study = pack_module("nodes.profile"), pack_module("kernels.profiling.study")
+    latent = {"samples": torch.zeros(1, 16, *size)}
+    job = profile.Job(conditioning(1), conditioning(0), latent, 7, 3, 1.0, "euler", "simple")
+    result, _ = profile.run_profile(model, job, study.Goal("density", 0.5, 25.0, 2), True, None)
+    entries = result.table.entries
+    return result.singles, [entries[key] for key in sorted(entries)]
 
 
 def case_without_ours_again():
@@ -82,9 +142,9 @@ def case_without_ours_again():
     text = SCHEDULES["sparse_first"]
     found = {}
     for name, compiled in (("whole", whole), ("blocks", blocks)):
-        torch._dynamo.reset()
+        cold()
         expected = [sample(apply(fresh, text), size=SIZE, steps=STEPS), sample(fresh, size=SIZE, steps=STEPS)]
-        torch._dynamo.reset()
+        cold()
         ours, plain = compiled(apply(fresh, text)), compiled(fresh)
         order = ((ours, expected[0]), (plain, expected[1]), (ours, expected[0]), (plain, expected[1]))
         found[name] = [relative(sample(model, size=SIZE, steps=STEPS), right) for model, right in order]
