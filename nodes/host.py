@@ -80,11 +80,11 @@ def current_card() -> str | None:
 def current_backends() -> dict[str, str | None] | None:
     """Return what backend auto takes on the host's device for fp8 and bf16 steps of Wan, None for what stays dense;
     None as a whole where it cannot be told."""
-    from ..kernels.attention import auto_backends
+    from ..kernels.attention import chosen_backends
 
     try:
         device = host_device()
-        return auto_backends(device, default_dtype(device), HEAD_DIM)
+        return chosen_backends(device, default_dtype(device), HEAD_DIM)
     except Exception as error:  # as above
         logger.debug("FPSAttention cannot tell what runs here: %s", error)
         return None

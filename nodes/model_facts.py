@@ -11,14 +11,17 @@ from ..kernels.checkpoint import Header, HeaderError
 from ..kernels.outlook import PIXELS_PER_TOKEN
 from .layout import is_wan
 from .patch import PatchError, compute_dtype
-from .settings import file_header
+from .settings import KEY, Patched, file_header
 
 __all__ = ["ModelFacts", "compute_dtype", "model_facts", "model_shift"]
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A Wan model's shape; ``pixels`` is the side of a token, ``shift`` None where it cannot be told."""
+    """A Wan model's shape; ``pixels`` is the side of a token, ``shift`` None where it cannot be told.
+
+    ``backend`` is the one that a patch of ours on the model names.
+    """
 
     kind: str
     layers: int
@@ -30,6 +33,7 @@ class ModelFacts:
     shift: float | None
     header: Header | None
     problem: str | None = None
+    backend: str = "auto"
 
     @property
     def tiles(self) -> dict[str, Any]:
@@ -49,6 +53,7 @@ def model_facts(model: Any) -> ModelFacts:
             "diffusion model, or none."
         )
     header, problem = None, None
+    patched = model.get_attachment(KEY)
     try:
         header = file_header(model)
     except HeaderError as error:
@@ -64,6 +69,7 @@ def model_facts(model: Any) -> ModelFacts:
         shift=model_shift(model),
         header=header,
         problem=problem,
+        backend=patched.settings.backend if isinstance(patched, Patched) else "auto",
     )
 
 

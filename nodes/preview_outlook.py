@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..kernels.attention import auto_backends
+from ..kernels.attention import chosen_backends
 from ..kernels.calibration import Calibration
 from ..kernels.expected import RunSeconds, all_stay_dense, run_seconds
 from ..kernels.grid import GridError, Tiling, TokenGrid, choose_tiling
@@ -175,7 +175,7 @@ def make_preview(
         facts = model_facts(model)
         pixels, tiles, head_dim = facts.pixels, facts.tiles, facts.head_dim
         models = (("this model", facts.layers, facts.heads),)
-        backends = auto_backends(facts.device, facts.dtype, facts.head_dim)
+        backends = chosen_backends(facts.device, facts.dtype, facts.head_dim, facts.backend)
         taken = [f"{facts.layers} layers and {facts.heads} heads", f"tokens of {facts.pixels} x {facts.pixels} pixels"]
         if tiles.get("tile"):
             taken.append(f"the trained tile {'x'.join(map(str, tiles['tile']))}")

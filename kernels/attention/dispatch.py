@@ -163,12 +163,14 @@ def choose_backend(
     return None, f"no fast backend runs here ({why}), and plain PyTorch would be slower than dense"
 
 
-def auto_backends(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> dict[str, str | None]:
-    """Return what 'auto' takes for each kind of sparse attention, None where that stays dense."""
+def chosen_backends(
+    device: torch.device | str, dtype: torch.dtype, head_dim: int, backend: str = "auto"
+) -> dict[str, str | None]:
+    """Return what ``backend`` takes for each kind of sparse attention, None where that stays dense or cannot run."""
     found: dict[str, str | None] = {}
     for attention in ("fp8", "bf16"):
         try:
-            found[attention] = choose_backend("auto", device, dtype, head_dim, attention)[0]
+            found[attention] = choose_backend(backend, device, dtype, head_dim, attention)[0]
         except BackendError:
             found[attention] = None
     return found

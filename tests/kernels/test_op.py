@@ -11,9 +11,9 @@ import torch
 from fpsattention.kernels.attention import (
     BACKENDS,
     BackendError,
-    auto_backends,
     backends,
     choose_backend,
+    chosen_backends,
     force_backend,
     forget_backends,
     fps_attention,
@@ -276,7 +276,7 @@ def test_auto_says_what_runs_in_place_of_what(card, capability, dtype, attention
 )
 def test_a_gpu_without_a_fast_backend_stays_dense(card, capability, dtype, taken):
     card(capability)
-    assert auto_backends("cuda", dtype, 128) == taken
+    assert chosen_backends("cuda", dtype, 128) == taken
     if dtype == torch.float64:
         with pytest.raises(BackendError, match="leave it dense"):
             choose_backend("auto", "cuda", dtype, 128, "fp8")
@@ -295,7 +295,9 @@ def test_a_gpu_without_a_fast_backend_stays_dense(card, capability, dtype, taken
 def test_other_makers_stay_dense_and_a_cpu_does_not():
     name, said = choose_backend("auto", "mps", torch.float16, 128, "fp8")
     assert name is None and "Triton kernels need a CUDA device, the tensors are on mps" in said
-    assert auto_backends("cpu", torch.float32, 128) == {"fp8": "reference", "bf16": "reference"}
+    assert chosen_backends("cpu", torch.float32, 128) == {"fp8": "reference", "bf16": "reference"}
+    assert chosen_backends("mps", torch.float16, 128, "reference") == {"fp8": "reference", "bf16": "reference"}
+    assert chosen_backends("cpu", torch.float32, 128, "triton-bf16") == {"fp8": None, "bf16": None}
 
 
 def test_int8_is_not_for_cards_with_fp8(card):

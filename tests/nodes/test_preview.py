@@ -185,6 +185,16 @@ def test_seconds_are_those_of_what_runs(calibration, monkeypatch):
     assert preview.seconds == [] and "triton-int8 was not measured on CPU" in preview_text(preview, card)
 
 
+def test_seconds_of_a_patched_model_are_its_backends(calibration, host, monkeypatch):
+    """On a GPU without a fast backend auto stays dense, and a patch that names the reference runs it."""
+    monkeypatch.setattr(preview_outlook, "chosen_backends", lambda *asked: seen.append(asked[-1]) or {"fp8": None})
+    for backend in ("auto", "reference"):
+        seen = []
+        model = apply_patch(host.Patcher(host.WanModel()), choose_settings(None, WIDE, backend))
+        make_preview(WIDE, 832, 480, 81, 4, 5.0, model)
+        assert seen == [backend]
+
+
 def test_steps_that_stay_dense_here_take_what_dense_takes(calibration, monkeypatch):
     few = preset("few-step")
     runs_here(monkeypatch, {"fp8": None, "bf16": None})
