@@ -84,6 +84,17 @@ class Window:
         mask[inside, inside] = video.reshape(n, n)
         return mask
 
+    def seen(self, tiling: Tiling, tiles: np.ndarray) -> np.ndarray:
+        """Return bool ``(len(tiles), count)``: the rows of ``mask`` for some query tiles, without the others."""
+        t, h, w = (band(n, k) for n, k in zip(tiling.pieces, self.tiles(tiling)))
+        seen = np.ones((len(tiles), tiling.count), dtype=bool)
+        first, n = tiling.prefix_tiles, tiling.video_tiles
+        for row, tile in zip(seen, np.asarray(tiles) - first):
+            if 0 <= tile < n:
+                it, ih, iw = np.unravel_index(tile, tiling.pieces)
+                row[first : first + n] = (t[it, :, None, None] & h[ih, :, None] & w[iw]).reshape(-1)
+        return seen
+
     def rows(self, tiling: Tiling, transposed: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """See ``pattern_rows``."""
         axes = [

@@ -72,10 +72,16 @@ class FPSAttentionProfile(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, steps: Any = None, density: Any = None, psnr: Any = None, phases: Any = None, cfg: Any = None
+        cls,
+        steps: Any = None,
+        density: Any = None,
+        psnr: Any = None,
+        phases: Any = None,
+        cfg: Any = None,
+        seed: Any = None,
     ) -> bool | str:
         """Return True, or the sentence that says what is wrong; linked values are checked when they arrive."""
-        return problem(steps, density, psnr, phases, cfg) or True
+        return problem(steps, density, psnr, phases, cfg, seed) or True
 
     @classmethod
     def execute(
@@ -97,10 +103,10 @@ class FPSAttentionProfile(io.ComfyNode):
     ) -> io.NodeOutput:
         """Return schedule, text, report and picture; raises ProfileError with one sentence, and leaves ``model`` as it
         was whatever happens."""
-        if sentence := problem(steps, density, psnr, phases, cfg):
+        if sentence := problem(steps, density, psnr, phases, cfg, seed):
             raise ProfileError(sentence)
         node_id = cls.hidden.unique_id if cls.hidden is not None else None
-        job = Job(positive, negative, latent_image, seed, int(steps), float(cfg), sampler_name, scheduler)
+        job = Job(positive, negative, latent_image, int(seed), int(steps), float(cfg), sampler_name, scheduler)
         goal = Goal(aim, float(density), float(psnr), int(phases))
         study, facts = run_profile(model, job, goal, effort == "runs", node_id)
         schedule = study.proposal.schedule
@@ -130,8 +136,8 @@ def run_profile(model: Any, job: Job, goal: Goal, runs: bool, node_id: str | Non
     except Exception as error:
         if not _out_of_memory(error):
             raise
-        _free_memory()
     # Outside of the handler, whose traceback would keep the memory.
+    _free_memory()
     raise ProfileError(
         "the GPU ran out of memory while profiling; profile a smaller or shorter video, which has the same phases, or "
         "close what else uses the GPU."
@@ -141,10 +147,17 @@ def run_profile(model: Any, job: Job, goal: Goal, runs: bool, node_id: str | Non
 def _profile(model: Any, job: Job, goal: Goal, runs: bool, node_id: str | None) -> tuple[Study, Facts]:
     base, patched, header = without_patch(model)
     _check_latent(base, job.latent)
+    sampling = Sampling(base, job, header, Meter(base, job.steps, node_id))
+    try:
+        return _studied(sampling, goal, runs, patched)
+    finally:
+        sampling.forget()
+
+
+def _studied(sampling: Sampling, goal: Goal, runs: bool, patched: bool) -> tuple[Study, Facts]:
+    base, job, header, meter = sampling.base, sampling.job, sampling.header, sampling.meter
     tiles = {} if header is None else {"slots": header.slots, "tile": header.tile}
     shape = model_shape(base)
-    meter = Meter(base, job.steps, node_id)
-    sampling = Sampling(base, job, header, meter)
     sigmas = sampling.step_sigmas
     float32 = compute_dtype(base) == torch.float32
     found: dict[str, _Setting] = {}
@@ -164,8 +177,7 @@ def _profile(model: Any, job: Job, goal: Goal, runs: bool, node_id: str | None) 
         windows = [*levels[:-1], *other_shapes(grid, density, **tiles)]
         return plan_rows(grid, windows, seed=job.seed, **tiles), effort
 
-    probe = Probe(prepare)
-    meter.other = lambda: probe.seconds
+    probe = Probe(prepare, meter.spend)
     sampling.dense(probe)
     setting, table, effort = found["setting"], probe.finish(), probe.effort
     study = Study(setting.segments, setting.levels, setting.probing, sampling.peak, table, goal)
@@ -180,7 +192,7 @@ def _profile(model: Any, job: Job, goal: Goal, runs: bool, node_id: str | None) 
         propose(study, None)
     meter.finish()
     study.notes += sampling.notes
-    facts = Facts(
+    return study, Facts(
         grid=setting.grid,
         job=job,
         sigmas=sigmas,
@@ -192,8 +204,6 @@ def _profile(model: Any, job: Job, goal: Goal, runs: bool, node_id: str | None) 
         trained=header is not None,
         model_steps=meter.done,
     )
-    sampling.forget()
-    return study, facts
 
 
 def _parts(

@@ -9,7 +9,7 @@ from ._api import io
 
 EFFORTS = ("rows", "runs")
 AIMS = ("density", "psnr")
-MAX_STEPS, MAX_PHASES = 1000, 8
+MAX_STEPS, MAX_PHASES, MAX_SEED = 1000, 8, 2**64 - 1
 
 
 def profile_inputs() -> list[io.Input]:
@@ -35,7 +35,7 @@ def profile_inputs() -> list[io.Input]:
             "seed",
             default=0,
             min=0,
-            max=0xFFFFFFFFFFFFFFFF,
+            max=MAX_SEED,
             # Another seed would measure everything again with the next queued prompt.
             control_after_generate=getattr(getattr(io, "ControlAfterGenerate", None), "fixed", True),
             tooltip="Seed of the noise, the same in every run, and of the sampled rows. One seed is one sample.",
@@ -107,7 +107,7 @@ def profile_inputs() -> list[io.Input]:
     ]
 
 
-def problem(steps: Any, density: Any, psnr: Any, phases: Any, cfg: Any) -> str | None:
+def problem(steps: Any, density: Any, psnr: Any, phases: Any, cfg: Any, seed: Any) -> str | None:
     """Return the sentence for the first value that cannot be, or None; a value that is None is not known yet."""
     for name, value, least, most, whole in (
         ("steps", steps, 1, MAX_STEPS, True),
@@ -115,13 +115,15 @@ def problem(steps: Any, density: Any, psnr: Any, phases: Any, cfg: Any) -> str |
         ("psnr", psnr, 0.0, 300.0, False),
         ("phases", phases, 1, MAX_PHASES, True),
         ("cfg", cfg, 0.0, 1000.0, False),
+        ("seed", seed, 0, MAX_SEED, True),
     ):
         if value is None:
             continue
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or not least <= value <= most or (whole and value != int(value)):
+        number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+        if not number or isinstance(value, bool) or not least <= value <= most or (whole and value != int(value)):
             kind = "a whole number" if whole else "a number"
-            return f"{name} is {value!r}; write {kind} from {least:g} to {most:g}."
+            least, most = (least, most) if whole else (f"{least:g}", f"{most:g}")
+            return f"{name} is {value!r}; write {kind} from {least} to {most}."
     return None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
 from ._api import progress
@@ -24,8 +23,8 @@ class Meter:
         self.seconds: float | None = None
         self._bar = progress(total, node_id)
         self._previewer = _previewer(model)
-        # Seconds of the steps that were spent on something else, such as probes.
-        self.other: Callable[[], float] = lambda: 0.0
+        # Seconds of the steps that were spent on something else.
+        self._other = 0.0
         self._started: float | None = None
         self._first: float | None = None
 
@@ -44,14 +43,18 @@ class Meter:
 
         throw_exception_if_processing_interrupted()
 
+    def spend(self, seconds: float) -> None:
+        """Seconds of the present step that went into something else, such as probes."""
+        self._other += seconds
+
     def step(self, denoised: Any) -> None:
         """One step of the model is done."""
         now = time.perf_counter()
         self.done += 1
         if self.done == 1:
-            self._first = now - self.other()
+            self._first = now - self._other
         elif self.done == 1 + _WARM:
-            self.seconds = (now - self.other() - self._first) / _WARM
+            self.seconds = (now - self._other - self._first) / _WARM
             left = self.seconds * max(self.planned - self.done, 0)
             logger.info("FPSAttention Profile: %.2g s a step, about %s to go", self.seconds, spoken(left))
         preview = None

@@ -27,10 +27,15 @@ KEY = "fpsattention_profile"
 
 
 class Probe:
-    """Collects row errors. ``prepare`` is asked once, when the first model call shows the token grid."""
+    """Collects row errors. ``prepare`` is asked once, when the first model call shows the token grid; ``spend`` is told
+    the seconds of every probe."""
 
-    def __init__(self, prepare: Callable[[TokenGrid], tuple[RowPlan, Effort]]):
-        self.prepare = prepare
+    def __init__(
+        self,
+        prepare: Callable[[TokenGrid], tuple[RowPlan, Effort]],
+        spend: Callable[[float], None] = lambda seconds: None,
+    ):
+        self.prepare, self.spend = prepare, spend
         self.plan: RowPlan | None = None
         self.effort: Effort | None = None
         self.seconds = 0.0
@@ -78,7 +83,9 @@ class Probe:
         """Probe one sample's ``(S, H, D)`` for one place of the table."""
         started = _now(q)
         self._found[place] = row_errors(q, k, v, self.plan)
-        self.seconds += _now(q) - started
+        seconds = _now(q) - started
+        self.seconds += seconds
+        self.spend(seconds)
 
 
 class _Call:

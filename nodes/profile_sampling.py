@@ -135,8 +135,9 @@ class Sampling:
         return replay.loss
 
     def forget(self) -> None:
-        """Drop what was kept of the dense run."""
-        self._record, self.reference = [], None
+        """Drop what was kept of the dense run, wherever it is held."""
+        self._record.clear()
+        self.reference = None
 
     def _patched(self, schedule: Schedule, once: bool = False) -> tuple[Any, _Replay]:
         m = apply_patch(self.base, Settings(schedule, SOURCE, "auto", self.header))

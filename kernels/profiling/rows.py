@@ -16,7 +16,7 @@ import torch
 from ..attention.reference import P_SHIFT
 from ..grid import Tiling, TokenGrid, choose_tiling
 from ..quantize.fp8 import E4M3_MAX, SMALLEST_SCALE, fake_quantize_, round_e4m3_
-from .windows import Level, masks
+from .windows import Level, seen_tiles
 
 LOG2E = 1.4426950408889634
 # One scale per token, per channel over all tokens, per 64 consecutive tokens, per cube of N x N x N tiles.
@@ -74,7 +74,7 @@ def plan_rows(
     each = int(min(rows, tiling.live[chosen].min()))
     picked = [np.sort(random.permutation(tiling.live[tile])[:each]) for tile in chosen]
     tokens = np.stack([tiling.index[tile][rows_of] for tile, rows_of in zip(chosen, picked)])
-    visible = masks(windows, tiling)[:, chosen] if windows else np.zeros((0, len(chosen), tiling.count), dtype=bool)
+    visible = seen_tiles(windows, tiling, chosen)
     return RowPlan(grid, tiling, chosen, tokens, visible, tuple(granularities), tuple(windows))
 
 

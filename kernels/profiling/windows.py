@@ -107,10 +107,16 @@ def other_shapes(
     return list(found.values())
 
 
-def masks(levels: list[Level], tiling: Tiling) -> np.ndarray:
-    """Return bool ``(levels, tiles, tiles)``: which key tiles a query tile sees; all of them for dense."""
-    full = np.ones((tiling.count, tiling.count), dtype=bool)
-    return np.stack([full if level.window is None else Window(*level.window).mask(tiling) for level in levels])
+def seen_tiles(levels: list[Level], tiling: Tiling, tiles: np.ndarray) -> np.ndarray:
+    """Return bool ``(levels, len(tiles), count)``: which key tiles some query tiles see; all of them for dense.
+
+    Only these rows are made: with all of them, a long video's would take gigabytes.
+    """
+    seen = np.ones((len(levels), len(tiles), tiling.count), dtype=bool)
+    for rows, level in zip(seen, levels):
+        if level.window is not None:
+            rows[:] = Window(*level.window).seen(tiling, tiles)
+    return seen
 
 
 def _share(k: int, n: int) -> str | None:

@@ -97,6 +97,11 @@ def test_out_of_memory_is_one_sentence_and_leaves_the_model_as_it_was(results):
     assert "out of memory" in case["text"] and "smaller" in case["text"] and "\n" not in case["text"]
 
 
+@pytest.mark.parametrize("end", ["done", "cancelled", "out of memory"])
+def test_nothing_is_left_of_it_even_without_a_garbage_collection(results, end):
+    assert results["nothing_is_left"][end] == []
+
+
 def test_progress_rises_to_the_end(results):
     assert results["progress"]["rising"] and results["progress"]["full"] and results["progress"]["count"] >= 2
 
@@ -112,6 +117,7 @@ SENTENCES = {
     "steps": "steps is 0",
     "phases": "phases is 99",
     "nan": "density is nan",
+    "seed": "seed is -1; write a whole number from 0 to 18446744073709551615",
     "one tile": "single tile",
 }
 

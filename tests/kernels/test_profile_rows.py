@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +72,24 @@ def test_rows_are_what_the_engine_computes(grid):
         assert (square / norm) ** 0.5 == pytest.approx(relative(out, true, rows), **close), name
         between = torch.nn.functional.cosine_similarity(out[rows].double(), true[rows], dim=-1).mean()
         assert cosine == pytest.approx(float(between), abs=1e-4)
+
+
+def test_the_plan_of_a_long_video_is_small():
+    """446,400 tokens: whole masks of the windows would take 0.9 GB."""
+    grid = TokenGrid(31, 90, 160)
+    windows = [*ladder(grid, target=0.3), *other_shapes(grid, 0.3)]
+    # Tilings stay cached.
+    choose_tiling(grid)
+    tracemalloc.start()
+    try:
+        plan = plan_rows(grid, windows)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert plan.visible.shape == (len(windows), len(plan.tiles), plan.tiling.count)
+    assert peak < 30 * 2**20, f"{peak / 2**20:.1f} MiB"
+    tokens = plan.visible.astype(np.float64) @ plan.tiling.live / grid.tokens
+    assert np.allclose(tokens.mean(1), [level.density for level in windows], rtol=0.1)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)

@@ -12,7 +12,6 @@ from comfy_extras.nodes_torch_compile import TorchCompileModel, skip_torch_compi
 from fps_common import (
     apply,
     conditioning,
-    load_pack,
     model_of,
     pack_module,
     relative,

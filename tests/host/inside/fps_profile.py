@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import math
+import weakref
 
 import comfy.model_management
 import comfy.samplers
@@ -287,6 +289,44 @@ def case_out_of_memory():
     return _broken_off(error)
 
 
+def _left(error=None) -> list[str]:
+    """Run a profile, broken off by ``error`` if given, and say what of it lives on until a garbage collection."""
+    seen = {}
+    kept = SAMPLING.Sampling.dense
+
+    def dense(sampling, probe):
+        seen.update(sampling=weakref.ref(sampling), meter=weakref.ref(sampling.meter), probe=weakref.ref(probe))
+        try:
+            return kept(sampling, probe)
+        finally:
+            seen["prediction"] = weakref.ref(sampling._record[0].output)
+            # In the middle of what follows.
+            if error is not None:
+                sampling.run = lambda *_: error()
+
+    SAMPLING.Sampling.dense = dense
+    gc.collect()
+    gc.disable()
+    try:
+        profile(MODEL, job(steps=3))
+    except BaseException as caught:
+        assert error is not None, caught
+    finally:
+        gc.enable()
+        SAMPLING.Sampling.dense = kept
+    return [name for name, reference in seen.items() if reference() is not None]
+
+
+def case_nothing_is_left():
+    def cancel():
+        raise comfy.model_management.InterruptProcessingException()
+
+    def full():
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    return {"done": _left(), "cancelled": _left(cancel), "out of memory": _left(full)}
+
+
 def case_progress():
     seen = []
     comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id=None: seen.append((value, total)))
@@ -327,6 +367,7 @@ def case_bad_input():
         "steps": {"steps": 0},
         "phases": {"phases": 99},
         "nan": {"density": math.nan},
+        "seed": {"seed": -1},
         "one tile": {"latent_image": latent((2, 4, 4))},
     }
     return {name: said(lambda change=change: execute(**(usual | change))) for name, change in cases.items()}
