@@ -9,7 +9,9 @@ from ..kernels.attention import BACKENDS
 from ..kernels.schedule import Schedule, ScheduleError
 from ._api import CATEGORY, FpsSchedule, io
 from .dense_blocks import DenseBlocksError, parse_blocks
+from .model_input import diffusion_model_of
 from .patch import apply_patch
+from .schedule import parse_schedule
 from .settings import choose_settings, file_header
 
 BACKEND_TOOLTIP = (
@@ -77,7 +79,7 @@ class FPSAttentionApply(io.ComfyNode):
         """Return True, or what is wrong with text that was given; linked values are checked when they arrive."""
         try:
             as_schedule(schedule)
-            parse_blocks(dense_blocks or "")
+            parse_blocks("" if dense_blocks is None else dense_blocks)
         except (ScheduleError, DenseBlocksError) as error:
             return str(error)
         return True
@@ -85,7 +87,8 @@ class FPSAttentionApply(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, backend: str, schedule: Any = None, dense_blocks: str = "") -> io.NodeOutput:
         """Return the patched clone; raises ScheduleError, DenseBlocksError, HeaderError, PatchError or BackendError."""
-        blocks = parse_blocks(dense_blocks or "")
+        diffusion_model_of(model)
+        blocks = parse_blocks("" if dense_blocks is None else dense_blocks)
         settings = choose_settings(file_header(model), as_schedule(schedule), backend)
         settings = replace(settings, dense_blocks=blocks)
         return io.NodeOutput(apply_patch(model, settings))
@@ -97,4 +100,4 @@ def as_schedule(value: Any) -> Schedule | None:
         return value
     if not isinstance(value, str):
         raise ScheduleError(f"a schedule is text or comes from FPSAttention Schedule, got {type(value).__name__}.")
-    return Schedule.parse(value) if value.strip() else None
+    return parse_schedule(value) if value.strip() else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from .sentence import written
+
 MAX_LETTERS = 400
 
 
@@ -25,7 +27,7 @@ def parse_blocks(text: str) -> frozenset[int]:
         match = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", word)
         if match is None:
             raise DenseBlocksError(
-                f"dense_blocks: '{word[:40]}' is no block; write numbers from 0 and ranges: 0, 1, 38-39."
+                f"dense_blocks: {written(word)} is no block; write numbers from 0 and ranges: 0, 1, 38-39."
             )
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:

@@ -10,6 +10,7 @@ from ..kernels.checkpoint import Header, HeaderError, read_metadata
 from ..kernels.presets import preset
 from ._api import CATEGORY, FpsSchedule, io, show_text, ui
 from .patch import apply_patch
+from .sentence import one_line
 from .settings import choose_settings
 
 logger = logging.getLogger(__name__)
@@ -137,4 +138,4 @@ def describe(model_name: str, header: Header) -> str:
 
 
 def _naming(model_name: str, sentence: str) -> str:
-    return sentence if model_name in sentence else f"{model_name}: {sentence}"
+    return one_line(sentence if model_name in sentence else f"{model_name}: {sentence}")

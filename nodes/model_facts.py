@@ -10,6 +10,7 @@ import torch
 from ..kernels.checkpoint import Header, HeaderError
 from ..kernels.outlook import PIXELS_PER_TOKEN
 from .layout import is_wan
+from .model_input import diffusion_model_of
 from .patch import PatchError, compute_dtype
 from .settings import KEY, Patched, file_header
 
@@ -46,7 +47,7 @@ def model_facts(model: Any) -> ModelFacts:
 
     A header that cannot be read is left out, and ``problem`` says so.
     """
-    diffusion_model = model.get_model_object("diffusion_model")
+    diffusion_model = diffusion_model_of(model)
     if not is_wan(diffusion_model):
         raise PatchError(
             f"this node knows Wan models, this one is {type(model.model).__name__}; connect a Wan2.1 or Wan2.2 "

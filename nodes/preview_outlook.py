@@ -15,7 +15,7 @@ from ..kernels.plan import plans_for
 from ..kernels.schedule import Phase, Schedule, ScheduleError
 from .host import HEAD_DIM, current_backends, current_card
 from .model_facts import model_facts
-from .video_size import sampling_problem, token_grid, video_words
+from .video_size import missing_problem, sampling_problem, token_grid, video_words
 
 # What is told where no model is connected: the sizes of Wan.
 KNOWN_MODELS = (("Wan 1.3B", 30, 12), ("Wan 14B", 40, 40))
@@ -167,7 +167,7 @@ def make_preview(
     """Return the outlook and the card's name; raises ScheduleError, GridError or PatchError with one sentence."""
     if schedule is None:
         raise ScheduleError("the schedule is empty; choose a preset or write at least '0.00 dense'.")
-    if problem := sampling_problem(steps, shift):
+    if problem := missing_problem(steps=steps, shift=shift) or sampling_problem(steps, shift):
         raise GridError(problem)
     pixels, tiles, notes, models, head_dim = PIXELS_PER_TOKEN, {}, [], KNOWN_MODELS, HEAD_DIM
     backends = current_backends()

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..kernels.presets import preset
 from ._api import CATEGORY, io, show_text, ui
+from .model_input import diffusion_model_of
 from .report_image import report_image
 from .report_text import report_summary, report_text
 from .settings import KEY, Patched, Settings
@@ -57,6 +58,7 @@ class FPSAttentionReport(io.ComfyNode):
     @classmethod
     def execute(cls, latent: dict, model: Any) -> io.NodeOutput:
         """Return latent, text and image; shows text and image on the node."""
+        diffusion_model_of(model)
         patched = model.get_attachment(KEY)
         hidden = cls.hidden
         if isinstance(patched, Patched):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..kernels.presets import PRESETS
 from ..kernels.schedule import Schedule, ScheduleError
 from ._api import CATEGORY, FpsSchedule, io, ui
+from .sentence import one_line, written
 
 CUSTOM = "custom"
 DEFAULT_TEXT = PRESETS["mild"]
@@ -58,12 +59,11 @@ class FPSAttentionSchedule(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, preset: str | None = None, schedule: str | None = None) -> bool | str:
         """Return True, or the sentence that says what is wrong; a linked input arrives as None and is checked later."""
-        if preset is not None and preset != CUSTOM and preset not in PRESETS:
-            return f"'{preset}' is no preset; choose one of {', '.join([CUSTOM, *PRESETS])}."
-        if preset != CUSTOM or schedule is None:
-            return True
         try:
-            Schedule.parse(schedule)
+            if preset is not None:
+                _check_preset(preset)
+            if preset == CUSTOM and schedule is not None:
+                parse_schedule(schedule)
         except ScheduleError as error:
             return str(error)
         return True
@@ -71,6 +71,21 @@ class FPSAttentionSchedule(io.ComfyNode):
     @classmethod
     def execute(cls, preset: str, schedule: str) -> io.NodeOutput:
         """Return the schedule and its canonical text; raises ScheduleError."""
-        parsed = Schedule.parse(schedule if preset == CUSTOM else PRESETS[preset])
+        _check_preset(preset)
+        parsed = parse_schedule(schedule if preset == CUSTOM else PRESETS[preset])
         text = parsed.format()
         return io.NodeOutput(parsed, text, ui=ui.PreviewText(text))
+
+
+def parse_schedule(text: object) -> Schedule:
+    """Return the schedule that ``text`` says; raises ScheduleError with one printable line, whatever the text is."""
+    try:
+        return Schedule.parse(text)
+    except ScheduleError as error:
+        raise ScheduleError(one_line(error)) from None
+
+
+def _check_preset(preset: object) -> None:
+    names = [CUSTOM, *PRESETS]
+    if not isinstance(preset, str) or preset not in names:
+        raise ScheduleError(f"{written(preset)} is no preset; choose one of {', '.join(names)}.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from ..kernels.checkpoint import Header, read_header
+from ..kernels.checkpoint import Header, HeaderError, read_header
 from ..kernels.grid import TokenGrid
 from ..kernels.outlook import sampler_sigmas
 from ..kernels.plan import attention_work
@@ -15,6 +15,7 @@ from ..kernels.presets import preset
 from ..kernels.schedule import Schedule
 from .dense_blocks import format_blocks
 from .record import Recorder
+from .sentence import one_line
 
 # One key for the wrapper, the callbacks, the attachment and the per-call state in transformer_options.
 KEY = "fpsattention"
@@ -110,4 +111,9 @@ def file_header(model: Any) -> Header | None:
         return None
     if not isinstance(path, (str, os.PathLike)) or not str(path).endswith((".safetensors", ".sft")):
         return None
-    return read_header(path) if os.path.isfile(path) else None
+    if not os.path.isfile(path):
+        return None
+    try:
+        return read_header(path)
+    except HeaderError as error:
+        raise HeaderError(one_line(error)) from None

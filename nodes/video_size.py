@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ..kernels.grid import GridError, TokenGrid
 from ..kernels.outlook import PIXELS_PER_TOKEN, video_grid
+from .sentence import written
 
 MAX_SIDE = 16384
 MAX_FRAMES = 16384
@@ -38,10 +38,12 @@ def size_inputs(purpose: str) -> list[Any]:
 
 def whole_problem(name: str, value: Any, most: int) -> str | None:
     """Return the sentence for a ``value`` that is no whole number from 1 to ``most``; None if it is one."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value != int(value):
-        return f"{name} is {value!r}, it must be a whole number; write one from 1 to {most}."
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    # isfinite alone fails for an integer that no float can hold.
+    if not number or (isinstance(value, float) and not value.is_integer()):
+        return f"{name} is {written(value)}, it must be a whole number; write one from 1 to {most}."
     if not 1 <= value <= most:
-        return f"{name} is {int(value)}, it must be from 1 to {most}."
+        return f"{name} is {written(int(value))}, it must be from 1 to {most}."
     return None
 
 
@@ -59,11 +61,16 @@ def size_problem(width: Any = None, height: Any = None, frames: Any = None) -> s
     return None
 
 
+def missing_problem(**values: Any) -> str | None:
+    """Return the sentence for the first value that a link left out, None where every one is there."""
+    name = next((name for name, value in values.items() if value is None), None)
+    return None if name is None else f"{name} is missing: what is linked to it gave nothing; write a number."
+
+
 def token_grid(width: Any, height: Any, frames: Any, pixels: int = PIXELS_PER_TOKEN) -> TokenGrid:
     """Return the token grid of the video; raises GridError with one sentence."""
-    for name, value in (("width", width), ("height", height), ("frames", frames)):
-        if value is None:
-            raise GridError(f"{name} is missing; it must be a whole number.")
+    if problem := missing_problem(width=width, height=height, frames=frames):
+        raise GridError(problem)
     if problem := size_problem(width, height, frames):
         raise GridError(problem)
     return video_grid(int(width), int(height), int(frames), pixels)
@@ -80,7 +87,10 @@ def sampling_problem(steps: Any = None, shift: Any = None) -> str | None:
         return problem
     if shift is None:
         return None
-    number = isinstance(shift, int | float) and not isinstance(shift, bool) and math.isfinite(shift)
+    # A comparison is false for NaN.
+    number = isinstance(shift, int | float) and not isinstance(shift, bool)
     if not number or not MIN_SHIFT <= shift <= MAX_SHIFT:
-        return f"shift is {shift!r}, it must be from {MIN_SHIFT:g} to {MAX_SHIFT:g}; Wan's usual ones are 3 to 8."
+        return (
+            f"shift is {written(shift)}, it must be from {MIN_SHIFT:g} to {MAX_SHIFT:g}; Wan's usual ones are 3 to 8."
+        )
     return None

@@ -1,0 +1,22 @@
+"""Schedule text of any kind, 2,000 times, in every node that takes one: one sentence each time, and a readable log."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def results(inside):
+    return inside("fps_odd_text")
+
+
+def test_no_text_in_a_widget_gets_past_with_anything_but_a_sentence(results):
+    case = results["widgets"]
+    assert case["wrong"] == [] and case["refused"] > 4000
+    assert case["log"] == []
+
+
+def test_no_linked_text_raises_anything_but_a_sentence(results):
+    case = results["links"]
+    assert case["wrong"] == [] and case["raised"] > 4000 and case["ran"] > 20
+    assert "Traceback" not in results.log
