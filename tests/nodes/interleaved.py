@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 PAIRS = 200
+# What a schedule without a sparse phase may cost: seconds per self-attention call, and per step of 40 blocks. A shared
+# machine gets three times that unless FPS_STRICT=1.
+PER_CALL, PER_STEP = 50e-6, 5e-3
+SLACK = 1.0 if os.environ.get("FPS_STRICT") == "1" else 3.0
 
 
 @dataclass(frozen=True)
@@ -21,12 +26,20 @@ class Added:
     high: float
     base: float
 
-    def line(self, what: str, blocks: int) -> str:
-        """Return the figures in words: per model call, and per block."""
+    def line(self, what: str, blocks: int, times: float = 1) -> str:
+        """Return the figures in words: per model call and per attention call, beside ``times`` their bounds."""
+        low, median, high = (f"{value * 1e3:.3f}" for value in (self.low, self.median, self.high))
+        less, call, more = (f"{value / blocks * 1e6:.1f}" for value in (self.low, self.median, self.high))
         return (
-            f"{what:<46} {self.median * 1e3:6.3f} ms a call [{self.low * 1e3:.3f}, {self.high * 1e3:.3f}], "
-            f"{self.median / blocks * 1e6:5.1f} us a block; without it {self.base * 1e3:.1f} ms"
+            f"{what:<42} {median:>6} ms a step [{low}, {high}] of {times * PER_STEP * 1e3:g}, "
+            f"{call:>5} us a self-attention call [{less}, {more}] of {times * PER_CALL * 1e6:g}; "
+            f"without it {self.base * 1e3:.1f} ms"
         )
+
+    def within(self, blocks: int, times: float = 1) -> bool:
+        """True if a step and an attention call take at most ``times`` their bounds, with the slack of this run."""
+        times *= SLACK
+        return self.median <= times * PER_STEP and self.median / blocks <= times * PER_CALL
 
 
 def added(plain: Callable[[], object], patched: Callable[[], object], pairs: int = PAIRS) -> Added:

@@ -1,6 +1,7 @@
 """What the patch itself costs on the fake host: 40 blocks of almost nothing, so that only the host's time is left.
 
-The aims are 50 microseconds per attention call and 5 milliseconds per step; three times that fails.
+The bounds, 50 microseconds per attention call and 5 milliseconds per step, are for steps that stay dense; three times
+that fails, with FPS_STRICT=1 the bounds themselves. A sparse phase's time passes while the card computes: ten times.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from fpsattention.kernels.schedule import Schedule
 from fpsattention.nodes.patch import apply_patch
 from fpsattention.nodes.settings import Settings
 
-BLOCKS = 40
-PER_CALL, PER_STEP = 50e-6, 5e-3
+BLOCKS, SPARSE = 40, 10
 
 _SPEC = importlib.util.spec_from_file_location("fps_interleaved", Path(__file__).parent / "interleaved.py")
 interleaved = importlib.util.module_from_spec(_SPEC)
@@ -48,8 +48,7 @@ def test_a_dense_schedule(host, show_at_end):
     plain = caller(host, host.Patcher(host.WanModel(heads=1, layers=BLOCKS)))
     result = interleaved.added(plain, caller(host, patched(host, "0.00 dense")))
     show_at_end("what the patch costs, fake host", result.line("dense schedule, 40 blocks", BLOCKS))
-    assert result.median < 3 * PER_STEP
-    assert result.median / BLOCKS < 3 * PER_CALL
+    assert result.within(BLOCKS)
 
 
 def test_a_sparse_phase_without_its_kernel(host, show_at_end, monkeypatch):
@@ -63,8 +62,10 @@ def test_a_sparse_phase_without_its_kernel(host, show_at_end, monkeypatch):
     base = host.Patcher(host.WanModel(heads=1, layers=BLOCKS))
     base.model_options["transformer_options"]["optimized_attention_override"] = pass_self
     result = interleaved.added(caller(host, base), caller(host, patched(host, "0.00 fp8 x1 all 1 1")))
-    show_at_end("what the patch costs, fake host", result.line("sparse phase without its kernel, 40 blocks", BLOCKS))
-    assert result.median / BLOCKS < 3 * 10 * PER_CALL
+    show_at_end(
+        "what the patch costs, fake host", result.line("sparse phase without its kernel, 40 blocks", BLOCKS, SPARSE)
+    )
+    assert result.within(BLOCKS, SPARSE)
 
 
 def pass_self(func, q, k, v, *args, **kwargs):
@@ -79,4 +80,5 @@ def test_the_measure_finds_a_known_difference(kind):
 
     extra = 200_000 if kind == "patched" else 0
     result = interleaved.added(lambda: spin(50_000), lambda: spin(50_000 + extra), pairs=40)
-    assert (result.low > 0) == (kind == "patched")
+    # Four times the base was added; above nothing, the interval of nothing lies once in forty times.
+    assert (result.low > result.base) == (kind == "patched")

@@ -37,15 +37,14 @@ def caller(model: Any) -> Any:
     return lambda: inner(x, torch.full((1,), 500.0), context, transformer_options=dict(template))
 
 
-def _result(plain: Any, patched: Any, what: str) -> dict:
+def _result(plain: Any, patched: Any, what: str, times: float = 1) -> dict:
     result = interleaved.added(caller(plain), caller(patched))
-    return {"line": result.line(what, BLOCKS), "median": result.median, "low": result.low, "high": result.high}
+    return {"line": result.line(what, BLOCKS, times), "within": result.within(BLOCKS, times)}
 
 
 def case_dense() -> dict:
-    return _result(MODEL, apply(MODEL, "0.00 dense"), "dense schedule, 40 blocks") | {
-        "dynamo": "torch._dynamo" in sys.modules
-    }
+    """The host itself loads the compiler, so what keeps it out is part of the price."""
+    return _result(MODEL, apply(MODEL, "0.00 dense"), "dense schedule, 40 blocks")
 
 
 def case_sparse() -> dict:
@@ -63,7 +62,8 @@ def case_sparse() -> dict:
     base.model_options["transformer_options"][OVERRIDE] = pass_self
     kept, op.run_forward = op.run_forward, nothing
     try:
-        return _result(base, apply(MODEL, "0.00 fp8 x1 1 1 1"), "sparse phase without its kernel, 40 blocks")
+        # A card computes in the meantime, so ten times the bound of a dense step.
+        return _result(base, apply(MODEL, "0.00 fp8 x1 1 1 1"), "sparse phase without its kernel, 40 blocks", 10)
     finally:
         op.run_forward = kept
 
