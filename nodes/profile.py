@@ -19,8 +19,9 @@ from ..kernels.profiling.trajectory import Segment, cut
 from ..kernels.profiling.windows import ladder, other_shapes
 from ._api import CATEGORY, FpsSchedule, io, show_text, ui
 from .model_facts import compute_dtype
+from .model_input import diffusion_model_of
 from .profile_image import profile_image
-from .profile_inputs import AIMS, EFFORTS, problem, profile_inputs
+from .profile_inputs import AIMS, EFFORTS, arrived_problem, problem, profile_inputs
 from .profile_meter import Meter
 from .profile_model import model_shape, without_patch
 from .profile_probe import Probe
@@ -103,7 +104,9 @@ class FPSAttentionProfile(io.ComfyNode):
     ) -> io.NodeOutput:
         """Return schedule, text, report and picture; raises ProfileError with one sentence, and leaves ``model`` as it
         was whatever happens."""
-        if sentence := problem(steps, density, psnr, phases, cfg, seed):
+        choices = {"effort": effort, "aim": aim, "sampler_name": sampler_name, "scheduler": scheduler}
+        numbers = {"steps": steps, "density": density, "psnr": psnr, "phases": phases, "cfg": cfg, "seed": seed}
+        if sentence := arrived_problem(choices, **numbers):
             raise ProfileError(sentence)
         node_id = cls.hidden.unique_id if cls.hidden is not None else None
         job = Job(positive, negative, latent_image, int(seed), int(steps), float(cfg), sampler_name, scheduler)
@@ -145,8 +148,10 @@ def run_profile(model: Any, job: Job, goal: Goal, runs: bool, node_id: str | Non
 
 
 def _profile(model: Any, job: Job, goal: Goal, runs: bool, node_id: str | None) -> tuple[Study, Facts]:
+    diffusion_model_of(model)
     base, patched, header = without_patch(model)
     _check_latent(base, job.latent)
+    _check_conditioning(positive=job.positive, negative=job.negative)
     sampling = Sampling(base, job, header, Meter(base, job.steps, node_id))
     try:
         return _studied(sampling, goal, runs, patched)
@@ -179,6 +184,11 @@ def _studied(sampling: Sampling, goal: Goal, runs: bool, patched: bool) -> tuple
 
     probe = Probe(prepare, meter.spend)
     sampling.dense(probe)
+    if "setting" not in found:
+        raise ProfileError(
+            "the sampler never called the model, so there is nothing to profile; connect a positive conditioning that "
+            "holds a prompt, and check the sampler."
+        )
     setting, table, effort = found["setting"], probe.finish(), probe.effort
     study = Study(setting.segments, setting.levels, setting.probing, sampling.peak, table, goal)
     level = setting.levels[setting.probing]
@@ -263,6 +273,12 @@ def _check_latent(base: Any, latent: dict) -> None:
         )
     if math.prod(samples.shape) == 0:
         raise ProfileError("latent_image is empty; connect one with at least one frame.")
+
+
+def _check_conditioning(**inputs: Any) -> None:
+    for name, given in inputs.items():
+        if not isinstance(given, list | tuple):
+            raise ProfileError(f"{name} got {type(given).__name__}, which is no conditioning; connect a text encoder.")
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 from ._api import io
+from .sentence import written
+from .video_size import missing_problem
 
 EFFORTS = ("rows", "runs")
 AIMS = ("density", "psnr")
@@ -123,7 +125,23 @@ def problem(steps: Any, density: Any, psnr: Any, phases: Any, cfg: Any, seed: An
         if not number or isinstance(value, bool) or not least <= value <= most or (whole and value != int(value)):
             kind = "a whole number" if whole else "a number"
             least, most = (least, most) if whole else (f"{least:g}", f"{most:g}")
-            return f"{name} is {value!r}; write {kind} from {least} to {most}."
+            return f"{name} is {written(value)}; write {kind} from {least} to {most}."
+    return None
+
+
+def arrived_problem(choices: dict[str, Any], **numbers: Any) -> str | None:
+    """Return the sentence for what arrived over links and cannot be, or None; ``numbers`` as ``problem`` takes them.
+
+    The host looks at linked values no more, and takes its first sampler for a name that it does not know.
+    """
+    if sentence := missing_problem(**numbers) or problem(**numbers):
+        return sentence
+    known = {"effort": list(EFFORTS), "aim": list(AIMS)} | {
+        name: _names(table, []) for name, table in (("sampler_name", "SAMPLERS"), ("scheduler", "SCHEDULERS"))
+    }
+    for name, value in choices.items():
+        if not isinstance(value, str) or (known[name] and value not in known[name]):
+            return f"{name} is {written(value)}, which is none of its choices; choose one in the node."
     return None
 
 

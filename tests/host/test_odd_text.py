@@ -20,3 +20,16 @@ def test_no_linked_text_raises_anything_but_a_sentence(results):
     case = results["links"]
     assert case["wrong"] == [] and case["raised"] > 4000 and case["ran"] > 20
     assert "Traceback" not in results.log
+
+
+def test_what_a_profile_takes_over_links_is_looked_at(results):
+    case = dict(results["profile"])
+    assert case.pop("good") is None and len(case) == 72
+    for place, sentence in case.items():
+        assert sentence.startswith(place.split()[0]) and sentence.isprintable() and len(sentence) < 200, place
+
+
+def test_a_profile_without_conditioning_is_a_sentence(results):
+    case = results["profile_conditioning"]
+    for name, words in {"none": "positive", "negative": "negative", "empty": "never called"}.items():
+        assert case[name].startswith("ProfileError: ") and words in case[name] and case[name].endswith("."), case

@@ -10,7 +10,8 @@ import random
 import re
 
 import execution
-from fps_common import load_pack, model_of, pack_module, run_cases
+import torch
+from fps_common import conditioning, load_pack, model_of, pack_module, run_cases
 
 import nodes
 
@@ -202,6 +203,41 @@ def case_links():
 
     asyncio.run(all_of_them())
     return {"wrong": wrong[:5], "raised": raised, "ran": ran}
+
+
+NUMBERS = {"steps": 4, "density": 0.3, "psnr": 25.0, "phases": 3, "cfg": 1.0, "seed": 2**64 - 1}
+CHOICES = {"effort": "runs", "aim": "psnr", "sampler_name": "euler", "scheduler": "simple"}
+
+
+def case_profile():
+    """What FPSAttention Profile says to values over links: by input and value."""
+    load_pack()
+    arrived = pack_module("nodes.profile_inputs").arrived_problem
+    found = {"good": arrived(CHOICES, **NUMBERS)}
+    for name in NUMBERS:
+        for value in (None, "x" * 9999, float("nan"), float("inf"), -1, 10**5000, 0.5j, [1]):
+            found[f"{name} {len(found)}"] = arrived(CHOICES, **NUMBERS | {name: value})
+    for name in CHOICES:
+        for value in (None, 5, ["euler"], float("nan"), "no such name", "\ud83d"):
+            found[f"{name} {len(found)}"] = arrived(CHOICES | {name: value}, **NUMBERS)
+    return found
+
+
+def case_profile_conditioning():
+    """What FPSAttention Profile says to conditioning that is none, or empty."""
+    classes, found = load_pack(), {}
+    latent, model = {"samples": torch.zeros(1, 16, 2, 16, 32)}, model_of(layers=1)
+    for name, positive, negative in (
+        ("none", None, conditioning()),
+        ("negative", conditioning(), "text"),
+        ("empty", [], conditioning()),
+    ):
+        try:
+            inputs = NUMBERS | CHOICES | {"positive": positive, "negative": negative, "latent_image": latent}
+            classes["FPSAttentionProfile"].execute(model=model, **inputs)
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    return found
 
 
 run_cases(globals())
