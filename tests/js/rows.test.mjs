@@ -66,4 +66,5 @@ test("the room of an end", () => {
   assert.deepEqual(roomOf(rows(), 0), [1, 0.45]);
   assert.deepEqual(roomOf(rows(), 1), [0.9, 0]);
   assert.equal(roomOf(rows(), 2), null);
+  assert.equal(roomOf(rows(), 3), null);
 });

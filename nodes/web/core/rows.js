@@ -98,9 +98,10 @@ function between(top, bottom, shift) {
   return null;
 }
 
-/** The interval that an end may take, open at both sides: null for the last, which stays at 0.
+/** The interval that an end may take, open at both sides: null for the last, which stays at 0, and for none at all, as
+ * when the text has become shorter while one of its ends was being dragged.
  * @param {Row[]} rows @param {number} index @returns {[number, number] | null} [above 0-based neighbor, below] */
 export function roomOf(rows, index) {
-  if (index === rows.length - 1) return null;
+  if (index >= rows.length - 1) return null;
   return [index ? rows[index - 1].until : 1, rows[index + 1].until];
 }
