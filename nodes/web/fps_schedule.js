@@ -21,6 +21,14 @@ const measured = { card: null, entries: [], backends: null };
 let asked = 0;
 let answered = 0;
 
+/** Whether an entry is what seconds can be worked out from; the file is the user's, who may have edited it. */
+function usable(entry) {
+  const { points, tokens, heads, head_dim: headDim, dense_ms: dense } = entry ?? {};
+  const finite = (...values) => values.every(Number.isFinite);
+  return finite(tokens, heads, headDim) && Math.min(tokens, heads) > 0 && (dense === null || finite(dense)) &&
+    Array.isArray(points) && points.length > 0 && points.every((point) => Array.isArray(point) && finite(...point));
+}
+
 async function askMeasured() {
   const turn = ++asked;
   try {
@@ -29,7 +37,6 @@ async function askMeasured() {
     const { card, entries, backends } = await response.json();
     if (turn < answered) return; // a slow answer does not replace a newer one
     answered = turn;
-    const usable = (entry) => Array.isArray(entry?.points) && entry.points.length > 0;
     Object.assign(measured, { card: card ?? null, entries: Array.isArray(entries) ? entries.filter(usable) : [],
       backends: backends ?? null });
     for (const { editor } of open.values()) editor.update();
