@@ -84,21 +84,24 @@ export function stepPlot(act, say) {
     });
   }
 
+  /** One bar per step, or per phase where steps are narrower than two pixels. */
   function bars() {
     const wide = (width - LEFT - RIGHT) / state.steps.length;
     const gap = wide > 8 ? 2 : wide > 3 ? 1 : 0;
-    return state.steps.map((step) => {
+    const groups = wide < 2 ? runsOf(state.steps) : state.steps.map((step) => [step, step]);
+    return groups.map(([step, last]) => {
       const share = step.density ?? 1;
       const what = whatOf(step, say);
       const kind = step.density === null ? "unknown" : step.attention;
+      const range = (of) => (of(step) === of(last) ? of(step) : `${of(step)}–${of(last)}`);
       return svg("rect", {
-        x: x(step.index / state.steps.length) + gap / 2, width: Math.max(0.5, wide - gap),
+        x: x(step.index / state.steps.length) + gap / 2, width: wide * (last.index - step.index + 1) - gap,
         y: y(share), height: y(0) - y(share), rx: wide > 8 ? 2 : 0, "data-step": step.index,
         class: `fps-bar fps-${kind} ${step.phase === state.focus ? "" : "fps-dim"}`,
         fill: kind === "dense" ? `url(#${hatch})` : null,
         onpointerdown: () => act.focus(step.phase),
-      }, svg("title", {}, say("stepTip", { step: step.index + 1, steps: state.steps.length,
-        sigma: step.sigma.toFixed(3), phase: step.phase + 1, what })));
+      }, svg("title", {}, say("stepTip", { step: range((one) => one.index + 1), steps: state.steps.length,
+        sigma: range((one) => one.sigma.toFixed(3)), phase: step.phase + 1, what })));
     });
   }
 
@@ -117,13 +120,18 @@ export function stepPlot(act, say) {
   }
 
   function handles() {
+    const places = state.rows.slice(0, -1).map((row) => x(progressAt(row.until, state.view.shift)));
     return state.rows.slice(0, -1).map((row, i) => {
-      const at = x(progressAt(row.until, state.view.shift));
+      const at = places[i];
+      // Where ends crowd, each can still be caught on its own half of the way to the next.
+      const [left, right] = [at - (places[i - 1] ?? -Infinity), (places[i + 1] ?? Infinity) - at]
+        .map((gap) => Math.max(1, Math.min(9, gap / 2)));
+      const knob = Math.min(4, Math.max(1.5, Math.min(left, right)));
       return svg("g", { class: state.readOnly ? "fps-end" : "fps-end fps-movable", "data-end": i,
         onpointerdown: (event) => drag(event, i) },
       svg("line", { x1: at, x2: at, y1: 2, y2: height - BOTTOM }),
-      svg("rect", { x: at - 4, y: 0.5, width: 8, height: 13, rx: 3, class: "fps-knob" }),
-      svg("rect", { x: at - 9, y: 0, width: 18, height: height, class: "fps-catch" },
+      svg("rect", { x: at - knob, y: 0.5, width: 2 * knob, height: 13, rx: Math.min(3, knob), class: "fps-knob" }),
+      svg("rect", { x: at - left, y: 0, width: left + right, height: height, class: "fps-catch" },
         svg("title", {}, say("dragEnd", { phase: i + 1, sigma: formatNumber(row.until) }))));
     });
   }
@@ -150,13 +158,18 @@ function whatOf(step, say) {
   return step.attention === "dense" ? say("dense") : say("density", { density: percent(step.density) });
 }
 
-/** The plot in words: runs of steps in the same phase. */
-function summary(state, say) {
-  const parts = [];
-  for (const step of state.steps) {
-    const last = parts.at(-1);
-    if (last && last.phase === step.phase) last.last = step.index + 1;
-    else parts.push({ phase: step.phase, first: step.index + 1, last: step.index + 1, what: whatOf(step, say) });
+/** The first and the last step of every phase that has one. */
+function runsOf(steps) {
+  const runs = [];
+  for (const step of steps) {
+    if (runs.at(-1)?.[1].phase === step.phase) runs.at(-1)[1] = step;
+    else runs.push([step, step]);
   }
-  return parts.map((part) => say(part.first === part.last ? "plotPartOne" : "plotPart", part)).join("; ");
+  return runs;
+}
+
+/** The plot in words. */
+function summary(state, say) {
+  return runsOf(state.steps).map(([first, last]) => say(first === last ? "plotPartOne" : "plotPart",
+    { first: first.index + 1, last: last.index + 1, what: whatOf(first, say) })).join("; ");
 }
