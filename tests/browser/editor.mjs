@@ -26,7 +26,8 @@ await context.route("**/*", (route) =>
   new URL(route.request().url()).hostname === "127.0.0.1" ? route.continue() : route.abort());
 /** What the server would tell about the card. */
 const measured = { answer: { card: null, entries: [] } };
-await context.route("**/fpsattention/calibration", (route) => route.fulfill({ json: measured.answer }));
+await context.route("**/fpsattention/calibration", async (route) =>
+  route.fulfill((await measured.fulfill) ?? { json: measured.answer }));
 if (job.selectors) {
   // A pack with selectors, as it would be generated.
   await context.route("**/core/known.js", async (route) => {

@@ -44,7 +44,8 @@ ENTRY = {
 CHECKS = [
     *("keyboard", "mouse", "invalid", "saveAndRun", "preset", "undo", "keys", "wheel", "copy", "subgraph", "linked"),
     *("unparsable", "anyText", "view", "tiles", "zoom", "old", "seconds", "promoted"),
-    *("leaks", "viewFields", "drafts"),
+    *("leaks", "viewFields", "drafts", "extremes", "paste", "dragged", "modes", "settings", "tabs", "window"),
+    "answers",
 ]
 
 
@@ -302,6 +303,68 @@ def test_drafts(check):
     assert "'many' is no extent" in both and "the extent 0 is not positive" in both
     assert check["left"] == ["many", [both]] and check["taken"] == ["many", "true", [both]]
     assert check["after"] == [] and rows(check["text"])[1][-3:] == (7, "50%", "30%")
+
+
+def test_extremes(check):
+    """Phases, bars, handles, error, caption of the largest and the smallest; a drag is drawn once per frame."""
+    seen = {name: found for name, found in check.items() if isinstance(found, list)}
+    assert all(found[3] == "" for found in seen.values()), seen
+    drawn = {name: tuple(found[:3]) for name, found in seen.items()}
+    assert drawn["twenty"] == (20, 20, 19) and drawn["one"] == (1, 20, 0) and drawn["oneStep"] == (1, 1, 0)
+    assert drawn["manySteps"][1] <= 20 and drawn["thousand"][1] == 2, "steps narrower than a pixel are drawn together"
+    assert check["full"] == "There are 20 phases already." and not check["removable"]
+    assert "1 of 1 tiles" in seen["tiny"][4] and "of 16384 tiles" in seen["enormous"][4]
+    assert "from 1 to 1000" in check["more"]
+    assert 1 <= check["drag"]["redraws"] <= 12, "200 events in 10 frames"
+
+
+def test_paste(check):
+    """Tabs, CRLF, a byte order mark, comments and JSON: shown, and edited without loss of comments."""
+    for pasted in check:
+        if pasted["rows"]:
+            given, after = rows(pasted["before"]), rows(pasted["after"])
+            assert after == [(0.95, *given[0][1:]), *given[1:]]
+        else:
+            assert pasted["after"] == pasted["before"] and pasted["error"].startswith(sentence(pasted["before"]))
+        comments = [line.partition("#")[2].strip() for line in pasted["before"].splitlines() if "#" in line]
+        assert all(comment in pasted["after"] for comment in comments)
+    assert [pasted["rows"] for pasted in check] == [2, 2, 0, 2]
+
+
+def test_dragged(check):
+    """What is dragged may go away meanwhile."""
+    assert check["texts"][0] == "0 dense" and len(rows(check["texts"][1])) == 2
+    assert check["held"] == [0, 0]
+
+
+def test_modes(check):
+    assert check == [["collapsed", False, True], ["muted", True, True], ["bypassed", True, True]]
+
+
+def test_settings(check):
+    """One editor through palettes, languages and renderers, and what is edited in each is in the text."""
+    look = [[1, light, f"+ {'添加阶段' if zh else 'Add phase'}", 2, 1] for light, zh in (
+        (False, False), (True, False), (False, False), (False, True), (False, False), (False, False), (False, False)
+    )]  # fmt: skip
+    assert check["seen"] == look
+    assert check["texts"] == ["41%", "42%", "43%"]
+
+
+def test_tabs(check):
+    first, second = [2, "21%", "21%", [2, 1]], [3, "22%", "22%", [2, 1]]
+    assert check == [first, second, first]
+
+
+def test_window(check):
+    for found in check:
+        assert found["page"][0] == found["zoom"] and abs(found["moved"] - 40) < 3 and found["over"] <= 0, found
+
+
+def test_answers(check):
+    """A late answer does not replace a newer one, and no answer stops the editor."""
+    assert not any("NaN" in line or "instead of" in line for line in check["seen"]), check["seen"]
+    assert check["known"] == check["late"] and "measured on NVIDIA H200" in check["known"]
+    assert rows(check["text"])[1][-1] == "44%"
 
 
 def test_no_error_of_ours(page):
