@@ -93,13 +93,23 @@ class FPSAttentionLoadWan(io.ComfyNode):
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
         """Return model, schedule and text; raises HeaderError before any weight is read."""
         import comfy.sd
+        from safetensors import SafetensorError
 
         path, header = inspect_file(model_name)
-        model = comfy.sd.load_diffusion_model(path, model_options=dict(WEIGHT_DTYPES[weight_dtype]))
+        try:
+            model = comfy.sd.load_diffusion_model(path, model_options=dict(WEIGHT_DTYPES[weight_dtype]))
+        except (SafetensorError, FileNotFoundError) as error:
+            # What its header alone does not show, or gone since: a name that is not UTF-8, offsets that do not fit.
+            raise HeaderError(
+                one_line(f"{model_name} cannot be loaded ({error}); download it again, or give it a plain name.")
+            ) from None
         if header is None:
             schedule = preset("dense")
-            text = f"# {model_name} carries no FPSAttention schedule, so attention stays dense.\n" + schedule.format()
-            logger.info("%s carries no FPSAttention schedule: attention stays dense.", model_name)
+            text = (
+                f"# {one_line(model_name)} carries no FPSAttention schedule, so attention stays dense.\n"
+                + schedule.format()
+            )
+            logger.info("%s carries no FPSAttention schedule: attention stays dense.", one_line(model_name))
         else:
             schedule = header.schedule
             model = apply_patch(model, choose_settings(header, None, "auto"))
@@ -131,7 +141,7 @@ def inspect_file(model_name: str) -> tuple[str, Header | None]:
 def describe(model_name: str, header: Header) -> str:
     """Return the schedule text of ``header`` under a line that says where it came from."""
     tile = "x".join(map(str, header.tile)) if header.tile else "chosen per size"
-    lines = [f"# {model_name}: trained with this schedule, {header.slots} slots per tile, tile {tile}"]
+    lines = [f"# {one_line(model_name)}: trained with this schedule, {header.slots} slots per tile, tile {tile}"]
     if header.step:
         lines[0] += f", {header.step} steps"
     return "\n".join(lines) + "\n" + header.schedule.format()

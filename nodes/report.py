@@ -101,5 +101,7 @@ def upstream(prompt: dict | None, node_id: str | None, slot: str) -> set[str] | 
 def node_names(prompt: dict | None) -> dict[str, str]:
     """Return the name of every node of the prompt: its title if the graph has one, else its class."""
     return {
-        key: node.get("_meta", {}).get("title") or node.get("class_type", "") for key, node in (prompt or {}).items()
+        # Programs that queue prompts may write null where the page writes a title.
+        key: (node.get("_meta") or {}).get("title") or node.get("class_type", "")
+        for key, node in (prompt or {}).items()
     }

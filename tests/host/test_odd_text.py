@@ -33,3 +33,7 @@ def test_a_profile_without_conditioning_is_a_sentence(results):
     case = results["profile_conditioning"]
     for name, words in {"none": "positive", "negative": "negative", "empty": "never called"}.items():
         assert case[name].startswith("ProfileError: ") and words in case[name] and case[name].endswith("."), case
+
+
+def test_a_prompt_without_titles_has_names(results):
+    assert results["report_names"] == {"1": "A", "2": "mine", "3": ""}

@@ -240,4 +240,11 @@ def case_profile_conditioning():
     return found
 
 
+def case_report_names():
+    """The names in a report of a prompt that another program queued, with null where the page writes a title."""
+    load_pack()
+    graph = {"1": {"class_type": "A", "_meta": None}, "2": {"class_type": "B", "_meta": {"title": "mine"}}, "3": {}}
+    return pack_module("nodes.report").node_names(graph)
+
+
 run_cases(globals())
