@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import stat
 import sys
 import tempfile
 import time
@@ -70,6 +71,8 @@ class Content:
 def read(path: Path) -> Content:
     """Return the content of the file at ``path``, nothing where there is none; raises nothing."""
     try:
+        if strange := _strange(path):
+            return Content(refused=strange)
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
@@ -96,6 +99,13 @@ def read(path: Path) -> Content:
     entries = [entry for row in rows if (entry := checked(row)) is not None]
     bad = len(rows) - len(entries)
     return Content(entries, f"{bad} of {len(rows)} entries make no sense" if bad else None)
+
+
+def _strange(path: Path) -> str | None:
+    """Return the sentence for a folder, device or pipe, which must be neither read nor replaced; raises OSError."""
+    if not path.exists() or stat.S_ISREG(path.stat().st_mode):
+        return None
+    return f"the calibration {shown(path)} is no ordinary file; name another in ${ENVIRONMENT}."
 
 
 def checked(row: object) -> dict | None:
@@ -202,6 +212,8 @@ def _replace(source: str | Path, target: Path) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock that goes with ``path``; raises CalibrationError where another process does not let go, and OSError
     where no lock file can be made."""
+    if strange := _strange(path):
+        raise CalibrationError(strange)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:

@@ -26,6 +26,8 @@ PREFIX = "fpsattention."
 VERSION = 1
 FP8_FORMATS = ("e4m3fn",)
 TIMESTEPS = ("1000*sigma",)
+# Fewer tokens to a tile make plans of gigabytes, more make a tile of a whole small video.
+LEAST_SLOTS, MOST_SLOTS = 2, 4096
 # safetensors itself refuses longer headers.
 MAX_HEADER_BYTES = 100_000_000
 # Room for the header and for what else grows while a file is written.
@@ -135,8 +137,10 @@ def _choice(values: dict[str, str], key: str, choices: tuple[str, ...]) -> str:
 
 
 def _tile(values: dict[str, str], slots: int) -> tuple[int, int, int] | None:
-    if slots < 1:
-        raise HeaderError(f"the header's 'slots' is {slots}, a tile needs at least one; the file is damaged.")
+    if not LEAST_SLOTS <= slots <= MOST_SLOTS:
+        raise HeaderError(
+            f"the header's 'slots' is {slots}, a tile has {LEAST_SLOTS} to {MOST_SLOTS}; the file is damaged."
+        )
     if "tile" not in values:
         return None
     try:

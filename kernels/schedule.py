@@ -172,7 +172,7 @@ def _parse_table(text: str) -> Schedule:
     phases, places = [], []
     for number, line in enumerate(text.splitlines(), 1):
         body, _, comment = line.partition("#")
-        _check_comment(comment, number)
+        _check_comment(comment, f"line {number}, column {len(body) + 1}")
         tokens = [(m.group(), m.start() + 1) for m in re.finditer(r"\S+", body)]
         if not tokens:
             continue
@@ -182,18 +182,16 @@ def _parse_table(text: str) -> Schedule:
     return Schedule(tuple(phases))
 
 
-def _check_comment(comment: str, line: int) -> None:
+def _check_comment(comment: str, place: str) -> None:
     found = re.match(r"\s*fps-schedule\s+v([^\s,;]+)(?:\W+unit\s+(\S+))?", comment)
     if not found:
         return
     if found.group(1) != str(VERSION):
         raise ScheduleError(
-            f"line {line}: this is a v{found.group(1)} schedule, this version reads v{VERSION}; update the node pack."
+            f"{place}: this is a v{found.group(1)} schedule, this version reads v{VERSION}; update the node pack."
         )
     if found.group(2) not in ("sigma", None):
-        raise ScheduleError(
-            f"line {line}: the unit is '{found.group(2)}', only 'sigma' is understood; convert the ends."
-        )
+        raise ScheduleError(f"{place}: the unit is '{found.group(2)}', only 'sigma' is understood; convert the ends.")
 
 
 def _parse_row(tokens: list[tuple[str, int]], line: int) -> Phase:

@@ -23,7 +23,7 @@ from .benchmark_run import (
 from .benchmark_text import benchmark_text, headline
 from .host import host_attention, make_room
 from .model_facts import model_facts
-from .video_size import size_inputs, size_problem, video_words
+from .video_size import missing_problem, size_inputs, size_problem, video_words
 
 MAX_AGAIN = 1_000_000
 
@@ -138,7 +138,7 @@ class FPSAttentionBenchmark(io.ComfyNode):
     ) -> io.NodeOutput:
         """Return picture and table; keeps the times. Raises GridError or PatchError with one sentence."""
         del again  # another number is another run
-        if problem := effort_problem(heads, seconds):
+        if problem := missing_problem(heads=heads, seconds=seconds) or effort_problem(heads, seconds):
             raise GridError(problem)
         node_id = cls.hidden.unique_id if cls.hidden is not None else None
         facts = None if model is None else model_facts(model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 from ..kernels.calibration import Calibration, CalibrationError, calibration_path, entry_key
@@ -13,6 +12,7 @@ from ..kernels.measure import Measurement
 from ..kernels.outlook import PIXELS_PER_TOKEN
 from .host import HEAD_DIM, default_dtype, host_device, stop_if_canceled
 from .model_facts import ModelFacts
+from .sentence import written
 from .video_size import token_grid, whole_problem
 
 logger = logging.getLogger(__name__)
@@ -85,9 +85,10 @@ def effort_problem(heads: Any = None, seconds: Any = None) -> str | None:
         return problem
     if seconds is None:
         return None
-    number = isinstance(seconds, int | float) and not isinstance(seconds, bool) and math.isfinite(seconds)
+    # A comparison is false for NaN.
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
     if not number or not MIN_SECONDS <= seconds <= MAX_SECONDS:
-        return f"seconds is {seconds!r}, it must be from {MIN_SECONDS:g} to {MAX_SECONDS:g}."
+        return f"seconds is {written(seconds)}, it must be from {MIN_SECONDS:g} to {MAX_SECONDS:g}."
     return None
 
 

@@ -282,7 +282,7 @@ def test_another_version_is_left_alone(tmp_path, version):
 
 
 def test_what_cannot_be_read_or_written(tmp_path):
-    assert "cannot be read" in Calibration.load(tmp_path).problem
+    assert "is no ordinary file" in Calibration.load(tmp_path).problem
     calibration = Calibration([entry()])
     with pytest.raises(CalibrationError, match="cannot be"):
         calibration.save(tmp_path)
@@ -378,3 +378,21 @@ def test_any_file_is_survived_and_none_is_lost(tmp_path, mutation):
         calibration.put(entry(tokens=77))
         calibration.save(path)
         assert Calibration.load(path).entries == calibration.entries
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_no_file_is_left_alone(tmp_path, kind):
+    """Neither read, which a pipe would never end, nor replaced, which a device would not survive."""
+    path = tmp_path / "odd"
+    if kind == "folder":
+        path.mkdir()
+    else:
+        if not hasattr(os, "mkfifo"):
+            pytest.skip("this system has no named pipes")
+        os.mkfifo(path)
+    before = path.stat().st_ino
+    calibration = Calibration.load(path)
+    assert "is no ordinary file; name another" in calibration.problem
+    with pytest.raises(CalibrationError, match="is no ordinary file"):
+        calibration.save(path)
+    assert path.stat().st_ino == before and [p.name for p in tmp_path.iterdir()] == ["odd"]

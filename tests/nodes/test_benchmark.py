@@ -250,3 +250,11 @@ def test_the_route_is_registered_once_and_only_on_a_server(monkeypatch):
     routes.register_routes()
     routes.register_routes()
     assert [(route.method, route.path) for route in table] == [("GET", routes.PATH)]
+
+
+def test_effort_that_cannot_be_is_a_sentence():
+    from fpsattention.nodes.benchmark_run import effort_problem
+
+    for value in (10**400, float("nan"), -1, "20", True, None):
+        problem = effort_problem(12, value)
+        assert problem is None if value is None else problem.startswith("seconds is ") and len(problem) < 500

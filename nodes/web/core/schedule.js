@@ -106,7 +106,7 @@ function parseTable(text) {
   const untils = [];
   splitLines(text).forEach((line, i) => {
     const cut = line.indexOf("#");
-    checkComment(cut < 0 ? "" : line.slice(cut + 1), i + 1);
+    if (cut >= 0) checkComment(line.slice(cut + 1), `line ${i + 1}, column ${[...line.slice(0, cut)].length + 1}`);
     const tokens = placedWords(cut < 0 ? line : line.slice(0, cut));
     if (!tokens.length) return;
     const phase = parseRow(tokens, i + 1);
@@ -117,16 +117,16 @@ function parseTable(text) {
   return phases;
 }
 
-function checkComment(comment, line) {
+function checkComment(comment, place) {
   const found = HEADER.exec(comment);
   if (!found) return;
   const [, version, unit] = found;
   if (version !== String(VERSION)) {
     throw new ScheduleError(
-      `line ${line}: this is a v${version} schedule, this version reads v${VERSION}; update the node pack.`);
+      `${place}: this is a v${version} schedule, this version reads v${VERSION}; update the node pack.`);
   }
   if (unit !== undefined && unit !== "sigma") {
-    throw new ScheduleError(`line ${line}: the unit is '${unit}', only 'sigma' is understood; convert the ends.`);
+    throw new ScheduleError(`${place}: the unit is '${unit}', only 'sigma' is understood; convert the ends.`);
   }
 }
 

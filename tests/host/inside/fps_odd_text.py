@@ -31,7 +31,7 @@ CHOSEN = [
 ]
 # Every sentence names where: a place in the text, or that it is about all of it.
 PLACE = re.compile(
-    r"line \d+, column \d+: |line \d+: (this is a v|the unit is )|phase \d+: |the phase until |the JSON h|'version' is "
+    r"line \d+, column \d+: |phase \d+: |the phase until |the JSON h|'version' is "
     r"|the unit is |the schedule (is empty|has \d+ phases|has no phase)|'.*' is no key of a schedule"
 )
 
