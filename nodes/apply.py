@@ -15,7 +15,7 @@ from .schedule import parse_schedule
 from .settings import choose_settings, file_header
 
 BACKEND_TOOLTIP = (
-    "Which implementation runs the sparse attention. auto: the fastest that this machine has; the report says which "
+    "Which implementation runs the sparse attention. auto: the first of these that can run here; the report says which "
     "and why. On a GPU where only the reference could run, auto stays dense. triton-fp8: FP8 and sparse, NVIDIA from "
     "Ada on. triton-int8: 8-bit integers in place of FP8, on NVIDIA Ampere. triton-bf16: sparse only. reference: plain "
     "PyTorch, runs everywhere, on a GPU slower than dense. A backend that is named here and cannot run is an error "
@@ -60,7 +60,7 @@ class FPSAttentionApply(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "From FPSAttention Schedule, or a text in the same form. Not connected: the schedule that the "
-                        "model was trained with, or the mild preset (dense early, at least 30 % density) where the "
+                        "model was trained with, or the mild preset (dense early, then about 40 % density) where the "
                         "file carries none."
                     ),
                 ),

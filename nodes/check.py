@@ -23,7 +23,7 @@ class FPSAttentionCheck(io.ComfyNode):
             description=(
                 "Says what this installation can do: versions, GPU, every attention backend with the reason why it "
                 "cannot run, measured times, what is on the model, and what to do next. Copy the text when you ask for "
-                "help; it names no folder of yours."
+                "help; the only path in it is that of the kept times."
             ),
             search_aliases=["diagnose", "environment", "why no speedup", "triton missing", "installation check"],
             is_output_node=True,

@@ -90,7 +90,7 @@ def _sensitivity(draw: ImageDraw.ImageDraw, study: Study, top: int) -> None:
         (pen.COLORS[5], "proposed density"),
     ]
     if study.uniform is not None:
-        legend.append((pen.SOFT, "uniform density of equal work"))
+        legend.append((pen.SOFT, "uniform density compared with"))
     _legend(draw, left, y, legend)
 
 

@@ -82,7 +82,7 @@ def _proposals(study: Study) -> str:
     for candidate in shown:
         if candidate is not None:
             rows.append(_candidate_row(study, candidate))
-    title = "Proposal, and the uniform schedule of equal work (PSNR of the final latent against the dense one)"
+    title = "Proposal, and the uniform schedules compared with it (PSNR of the final latent against the dense one)"
     if not study.measured:
         title = "Proposal: uniform, because no final latent was compared"
     return f"{title}\n{table(rows)}"

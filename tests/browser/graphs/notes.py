@@ -7,8 +7,9 @@ TRAINED = """## Wan2.1 {size} with its own attention
 **Load FPSAttention Wan** reads a Wan file that was trained *with* sparse FP8 attention, and patches it with the
 schedule in its header. Nothing else has to be set.
 
-1. Put the file that the pack's trainer exported into `models/diffusion_models` and choose it in the first node.
-   An ordinary Wan file works too: it then runs dense, and the report says so.
+1. No such checkpoint is published: put one that you exported with this pack's trainer into
+   `models/diffusion_models` and choose it in the first node. You have none? Take the template
+   `wan2.1_t2v_stock_with_fpsattention`. An ordinary Wan file works here too: it runs dense, and the report says so.
 2. Text encoder: `models/text_encoders/{text_encoder}`
 3. VAE: `models/vae/{vae}`
 
@@ -20,14 +21,15 @@ STOCK = """## Stock Wan2.1 with FPSAttention
 **FPSAttention (Wan)** makes the self-attention of an ordinary Wan model sparse and FP8.
 
 The weights were not trained for that, so the schedule here is *mild*: dense while the layout of the picture forms,
-then windows of 60 % in height and width over all frames. A stronger schedule is faster and changes the content; the
-report says so.
+then windows of 60 % in height and width over all frames. A stronger schedule computes less and changes the content
+more; the report says so.
 
 - Model: `models/diffusion_models/{model}`
 - Text encoder: `models/text_encoders/{text_encoder}`
 - VAE: `models/vae/{vae}`
 
-Edit the phases in the table of **FPSAttention Schedule**. Set its preset to `dense` to compare with the same seed.
+Edit the phases in the table of **FPSAttention Schedule** (its preset is `custom`, its text that of mild). To compare:
+set *control after generate* of **KSampler** to `fixed`, queue, set the preset to `dense`, queue again.
 """
 
 IMAGE_TO_VIDEO = """## Image to video with FPSAttention
@@ -39,7 +41,7 @@ cross-attention, so every token of the sequence belongs to the video and gets a 
 2. Describe what should move.
 3. Queue. **FPSAttention Report** shows what every step ran.
 
-- Model: `models/diffusion_models/{model}`
+- Model: `models/diffusion_models/{model}` (with 24 GB or less set its `weight_dtype` to `fp8_e4m3fn`)
 - Image encoder: `models/clip_vision/{clip_vision}`
 - Text encoder: `models/text_encoders/{text_encoder}`
 - VAE: `models/vae/{vae}`
@@ -76,8 +78,9 @@ negative prompt is not used.
 - Text encoder: `models/text_encoders/{text_encoder}`
 - VAE: `models/vae/{vae}`
 
-Sampler lcm, 4 steps, cfg 1 and shift 5 are the LoRA's own settings. The LoRA was not trained for sparse attention:
-compare with the preset `dense` before you rely on it.
+Sampler lcm, 4 steps, cfg 1 and shift 5 are the LoRA's own settings. The LoRA was not trained for sparse attention: set
+*control after generate* of **KSampler** to `fixed` and compare with the preset `dense` before you rely on it.
+With 24 GB or less set `weight_dtype` of the loader to `fp8_e4m3fn`.
 """
 
 COMPARE = """## Dense and FPSAttention, side by side
@@ -107,8 +110,8 @@ sampler uses it.
 2. Queue. The profile runs once and is kept while its inputs stay the same.
 3. Keep the result: copy **Schedule to keep** into a **FPSAttention Schedule** node.
 
-`effort` rows looks at sampled rows of the attention only, which costs little; runs also samples whole videos and ranks
-schedules by the final result, which can order them otherwise.
+**This takes long:** effort `runs` samples about seven videos of this size before your own; the log says how long. Begin
+with a smaller size. `rows` costs one dense run and up to three dense steps more, but gives a uniform schedule only.
 
 - Model: `models/diffusion_models/{model}`
 - Text encoder: `models/text_encoders/{text_encoder}`
