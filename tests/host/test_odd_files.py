@@ -27,7 +27,7 @@ DAMAGED = {
     "version": ({"version": "one"}, "not a whole number"),
     "tile": ({"tile": "9x9x9"}, "does not fit its 64 slots"),
     "two": ({"tile": "3x5"}, "not three extents"),
-    "slots": ({"slots": "0"}, "needs at least one"),
+    "slots": ({"slots": "0"}, "a tile has 2 to 4096"),
     "smooth": ({"smooth_k": "yes"}, "knows true or false"),
     "step": ({"step": "-1"}, "cannot be negative"),
     "long": ({"step": "9" * 5000}, "not a whole number"),
