@@ -15,7 +15,6 @@ import torch
 
 from .attention import BackendError, choose_backend
 from .bench.timing import ROUNDS, Clock, Timing, short
-from .calibration import interpolate
 from .cards import card_name, driver_version
 from .contestants import Attention, Ours, Row, Size, contestants, torch_attention
 from .grid import TokenGrid, choose_tiling
@@ -285,12 +284,6 @@ def _failed(row: Row, error: Exception, size: Size) -> None:
 
 def _memory_sentence(size: Size) -> str:
     return f"out of memory with {size.grid.tokens:,} tokens and {size.heads} head{'s' if size.heads != 1 else ''}"
-
-
-def expected_ms(result: Measurement, density: float) -> float | None:
-    """Return the milliseconds of ours at ``density`` for the size that was asked for, None where none was timed."""
-    points = [[row.density, row.timing.median] for row in reversed(result.ours())]
-    return interpolate(points, density) * result.scale if points else None
 
 
 def _triton() -> str | None:

@@ -12,8 +12,7 @@ from ..kernels.measure import Measurement
 from ..kernels.outlook import PIXELS_PER_TOKEN
 from .host import HEAD_DIM, default_dtype, host_device, stop_if_canceled
 from .model_facts import ModelFacts
-from .sentence import written
-from .video_size import token_grid, whole_problem
+from .video_size import range_problem, token_grid, whole_problem
 
 logger = logging.getLogger(__name__)
 
@@ -83,13 +82,7 @@ def effort_problem(heads: Any = None, seconds: Any = None) -> str | None:
     """Return the sentence for heads or seconds that cannot be, None for those that can or are not known yet."""
     if heads is not None and (problem := whole_problem("heads", heads, MAX_HEADS)):
         return problem
-    if seconds is None:
-        return None
-    # A comparison is false for NaN.
-    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if not number or not MIN_SECONDS <= seconds <= MAX_SECONDS:
-        return f"seconds is {written(seconds)}, it must be from {MIN_SECONDS:g} to {MAX_SECONDS:g}."
-    return None
+    return None if seconds is None else range_problem("seconds", seconds, MIN_SECONDS, MAX_SECONDS)
 
 
 def wanted_size(

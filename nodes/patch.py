@@ -20,11 +20,9 @@ from ..kernels.attention import resolve_backend
 from .around import DIFFUSION_MODEL, Around, Inputs, keep_compilers_out
 from .dense_blocks import check_blocks
 from .layout import is_wan
-from .model_call import conclude, prepare, step_index
+from .model_call import conclude, prepare
 from .record import Recorder
 from .settings import FROM_FILE, KEY, Patched, Settings
-
-__all__ = ["PatchError", "apply_patch", "step_index"]
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +134,11 @@ def _begin(recorder: Recorder, settings: Settings, inputs: Inputs) -> Any:
 def _present_patch(m: Any, index: int) -> Callable | None:
     """Return the block patch that stands at ``index``, without an earlier one of ours."""
     options = m.model_options.get("transformer_options", {})
-    present = options.get("patches_replace", {}).get("dit", {}).get(("double_block", index))
+    return beneath(options.get("patches_replace", {}).get("dit", {}).get(("double_block", index)))
+
+
+def beneath(present: Callable | None) -> Callable | None:
+    """Return what stood at a block before our patches were put there; ``present`` itself if it is none of ours."""
     while hasattr(present, INNER):
         present = getattr(present, INNER)
     return present

@@ -19,7 +19,6 @@ _RIGHT = pen.WIDTH - pen.MARGIN - _HALF + 24
 _PLOT = 200
 _ROW = _PLOT + 110
 # Fewer names than measured: the figure stays readable.
-_HATCHED = pen.COLORS[5]
 
 
 def profile_image(study: Study, facts: Facts) -> torch.Tensor:

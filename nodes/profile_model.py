@@ -9,7 +9,7 @@ from ..kernels.profiling.cost import ModelShape
 from ..kernels.profiling.errors import ProfileError
 from .around import DIFFUSION_MODEL
 from .layout import is_wan
-from .patch import INNER, ON_CLEANUP, ON_PRE_RUN
+from .patch import INNER, ON_CLEANUP, ON_PRE_RUN, beneath
 from .settings import KEY, Patched, file_header
 
 
@@ -45,9 +45,7 @@ def _restore_block(m: Any, index: int) -> None:
     present = m.model_options.get("transformer_options", {}).get("patches_replace", {}).get("dit", {}).get(key)
     if not hasattr(present, INNER):
         return
-    inner = present
-    while hasattr(inner, INNER):
-        inner = getattr(inner, INNER)
+    inner = beneath(present)
     # Through the host's function first: it replaces the dicts by copies, so the model that came in keeps its own.
     m.set_model_patch_replace(inner or present, "dit", *key)
     if inner is None:

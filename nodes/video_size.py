@@ -47,6 +47,15 @@ def whole_problem(name: str, value: Any, most: int) -> str | None:
     return None
 
 
+def range_problem(name: str, value: Any, least: float, most: float, hint: str = "") -> str | None:
+    """Return the sentence for a ``value`` that is no number from ``least`` to ``most``; None if it is one."""
+    # A comparison is false for NaN.
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not least <= value <= most:
+        return f"{name} is {written(value)}, it must be from {least:g} to {most:g}{hint}."
+    return None
+
+
 def size_problem(width: Any = None, height: Any = None, frames: Any = None) -> str | None:
     """Return the sentence for a size that cannot be, None for one that can or is not known yet (None)."""
     for name, value, most in (("width", width, MAX_SIDE), ("height", height, MAX_SIDE), ("frames", frames, MAX_FRAMES)):
@@ -87,10 +96,4 @@ def sampling_problem(steps: Any = None, shift: Any = None) -> str | None:
         return problem
     if shift is None:
         return None
-    # A comparison is false for NaN.
-    number = isinstance(shift, int | float) and not isinstance(shift, bool)
-    if not number or not MIN_SHIFT <= shift <= MAX_SHIFT:
-        return (
-            f"shift is {written(shift)}, it must be from {MIN_SHIFT:g} to {MAX_SHIFT:g}; Wan's usual ones are 3 to 8."
-        )
-    return None
+    return range_problem("shift", shift, MIN_SHIFT, MAX_SHIFT, "; Wan's usual ones are 3 to 8")

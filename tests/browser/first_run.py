@@ -6,7 +6,6 @@ server's log go to FOLDER. Wan's files are stood in for by tiny ones, the text e
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -16,9 +15,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import ModuleType
 
 from fpsattention.training.comfy_host import ComfyHost, find_checkout
+from loading import load
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -26,14 +25,6 @@ TESTPACK = ROOT / "tests" / "host" / "testpack"
 NAME = "wan2.1_t2v_stock_with_fpsattention"
 FOLDER = "ComfyUI-FPSAttention"
 STARTS = 5
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def reduced() -> dict:

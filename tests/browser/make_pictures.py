@@ -7,7 +7,6 @@ pictures (``tests/host/make_help_pictures.py``) before these.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -15,11 +14,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType
 
 from fpsattention.kernels.checkpoint import Header
 from fpsattention.kernels.presets import preset
 from fpsattention.training.comfy_host import ComfyHost, find_checkout
+from loading import load
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -39,14 +38,6 @@ TITLES = {
     "wan2.1_profile_schedule_sample": ("Profile", "measure your model,\nget a schedule, sample", "profile"),
 }
 SHOWN = {"report": (50, 95, 890, 430), "profile": (40, 85, 870, 560)}
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def screenshots(folder: Path) -> dict[str, Path]:

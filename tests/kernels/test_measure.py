@@ -10,11 +10,11 @@ import pytest
 import torch
 from fpsattention.kernels import contestants as takes_part
 from fpsattention.kernels import measure as module
-from fpsattention.kernels.calibration import Calibration
+from fpsattention.kernels.calibration import Calibration, interpolate
 from fpsattention.kernels.calibration_file import checked
 from fpsattention.kernels.contestants import Row, Size, torch_attention
 from fpsattention.kernels.grid import TokenGrid
-from fpsattention.kernels.measure import PERCENTS, expected_ms, measure
+from fpsattention.kernels.measure import PERCENTS, Measurement, measure
 
 CPU = torch.device("cpu")
 
@@ -23,6 +23,12 @@ def size(grid=(3, 12, 16), heads=1, **changes) -> Size:
     return Size(
         TokenGrid(*grid), heads, **({"head_dim": 64, "dtype": torch.float32, "device": CPU, "seconds": 30} | changes)
     )
+
+
+def expected_ms(result: Measurement, density: float) -> float | None:
+    """Return the milliseconds of ours at ``density`` for the size that was asked for, None where none was timed."""
+    points = [[row.density, row.timing.median] for row in reversed(result.ours())]
+    return interpolate(points, density) * result.scale if points else None
 
 
 class FakeClock:

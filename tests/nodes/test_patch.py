@@ -13,7 +13,8 @@ from fpsattention.kernels.plan import _build
 from fpsattention.kernels.schedule import Schedule
 from fpsattention.nodes import around, patch
 from fpsattention.nodes.dense_blocks import DenseBlocksError
-from fpsattention.nodes.patch import PatchError, apply_patch, step_index
+from fpsattention.nodes.model_call import step_index
+from fpsattention.nodes.patch import PatchError, apply_patch
 from fpsattention.nodes.settings import KEY, Settings, choose_settings
 
 LAYERS = 3

@@ -6,10 +6,11 @@ from typing import Any
 
 import comfy.ldm.wan.model as wan
 import comfy.ldm.wan.model_animate as animate
-import comfy.ops
 import comfy.sd
 import torch
 from fps_common import apply, model_of, relative, run_cases, run_summary, runs, sample
+from fps_states import state_of, widened
+from fps_tiny import tiny_wan
 
 FULL = "0.00 bf16 - 99 99 99"
 SPARSE = "0.00 fp8 x1 1 1 1"
@@ -19,18 +20,7 @@ SIZE = (3, 12, 16)
 
 def _built(cls: type, **config: Any) -> Any:
     """Return a MODEL of the host's ``cls`` with small random weights, through the host's own detection."""
-    torch.manual_seed(0)
-    settings = {"dim": 256, "ffn_dim": 512, "num_heads": 2, "num_layers": 3} | config
-    module = cls(**settings, device="cpu", dtype=torch.float32, operations=comfy.ops.disable_weight_init)
-    state = {}
-    for name, tensor in module.state_dict().items():
-        if tensor.ndim > 1:
-            state[name] = torch.randn(tensor.shape) / max(tensor[0].numel(), 1) ** 0.5
-        else:
-            state[name] = (
-                torch.ones(tensor.shape) if "norm" in name and name.endswith("weight") else torch.zeros(tensor.shape)
-            )
-    model = comfy.sd.load_diffusion_model_state_dict(state)
+    model = comfy.sd.load_diffusion_model_state_dict(state_of(cls, **config))
     assert type(model.model.diffusion_model) is cls, type(model.model.diffusion_model)
     return model
 
@@ -112,20 +102,8 @@ def case_scail():
 
 
 def case_wan22_5b():
-    state = _wide_state()
-    model = comfy.sd.load_diffusion_model_state_dict(state)
+    model = comfy.sd.load_diffusion_model_state_dict(widened(tiny_wan(), 48, 48))
     return _checked(model, channels=48)
-
-
-def _wide_state() -> dict[str, torch.Tensor]:
-    from fps_tiny import tiny_wan
-
-    state = tiny_wan()
-    generator = torch.Generator().manual_seed(1)
-    state["patch_embedding.weight"] = torch.randn(256, 48, 1, 2, 2, generator=generator) / 14.0
-    state["head.head.weight"] = torch.randn(4 * 48, 256, generator=generator) / 16.0
-    state["head.head.bias"] = torch.zeros(4 * 48)
-    return state
 
 
 def case_unknown_class_with_extra_tokens():
