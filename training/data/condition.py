@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import DataError
+from .pretrained import load_whole
 from .shards import key_of
 from .text import folder_identity
 
@@ -90,7 +91,7 @@ class ImageEncoder:
             from transformers import CLIPVisionModel
 
             where = inner if inner.is_dir() else path
-            model = CLIPVisionModel.from_pretrained(where, local_files_only=True, dtype=torch.float32)
+            model = load_whole(CLIPVisionModel, where, torch.float32)
         except (OSError, ValueError, ImportError, RuntimeError) as error:
             first = str(error).splitlines()[0].split(". ")[0]  # some go on with all models that there are
             raise DataError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import DataError
+from .pretrained import load_whole
 from .settings import DataConfig
 from .shards import check_shard, key_of, read_shard, write_shard
 
@@ -87,7 +88,7 @@ class _Umt5:
             tokens = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
             weights = folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
             self.tokenizer = AutoTokenizer.from_pretrained(tokens, local_files_only=True)
-            self.model = UMT5EncoderModel.from_pretrained(weights, local_files_only=True, dtype=torch.bfloat16)
+            self.model = load_whole(UMT5EncoderModel, weights, torch.bfloat16)
         except (OSError, ValueError, ImportError) as error:
             first = str(error).splitlines()[0].split(". ")[0]  # some go on with all models that there are
             raise DataError(f"{folder}: UMT5 does not load ({first}); set data.text_encoder to its folder.") from error

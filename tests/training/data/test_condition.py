@@ -21,6 +21,7 @@ from fpsattention.training.names import ModelError
 from fpsattention.training.prepare import check_model
 from fpsattention.training.vae import encode, load_vae, vae_hash
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 
 
 def small_clip_vision(folder, **changes):
@@ -126,6 +127,15 @@ def test_text_to_video_latents_are_used_again(config, build):
 def test_an_encoder_that_does_not_fit(config, build, tmp_path, make, says):
     with pytest.raises(DataError, match=says):
         build(config(image_encoder=str(make(tmp_path))))
+
+
+def test_an_encoder_whose_weights_have_other_names(tmp_path):
+    folder = small_clip_vision(tmp_path / "c")
+    ImageEncoder(str(folder))
+    weights = load_file(folder / "model.safetensors")
+    save_file({f"other.{name}": value for name, value in weights.items()}, folder / "model.safetensors")
+    with pytest.raises(DataError, match=r"does not load \((\d+) of its \1 weights are not in the files, '"):
+        ImageEncoder(str(folder))
 
 
 def test_the_encoder_takes_the_whole_picture(tmp_path):

@@ -8,6 +8,7 @@ from fpsattention.training.data import text as text_module
 from fpsattention.training.data.errors import DataError
 from fpsattention.training.data.settings import DataConfig
 from fpsattention.training.data.text import read_text, text_files
+from safetensors.torch import load_file, save_file
 
 
 class FakeEncoder:
@@ -85,3 +86,8 @@ def test_a_real_small_umt5(tmp_path):
     files = text_files(config, ["a light", "a light a light a light"], tmp_path / "cache")
     short, long = (read_text(files[c], 4) for c in ("a light", "a light a light a light"))
     assert short[:2].any() and not short[2:].any() and long[3].any()
+    # Under other names the weights would be random numbers.
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({f"other.{name}": value for name, value in weights.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(DataError, match=r"UMT5 does not load \(\d+ of its \d+ weights are not in the files, '"):
+        text_files(config, ["a"], tmp_path / "cache")
