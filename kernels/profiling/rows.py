@@ -8,7 +8,8 @@ window is a sum over some tiles. A granularity costs a pass of its own, since it
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,10 +22,28 @@ from .windows import Level, seen_tiles
 LOG2E = 1.4426950408889634
 # One scale per token, per channel over all tokens, per 64 consecutive tokens, per cube of N x N x N tiles.
 GRANULARITIES = ("token", "channel", "group", "x1", "x2", "x4", "x8")
+UNGROUPED = ("token", "channel")
 GROUP = 64
 TILES, ROWS = 8, 16
 # Numbers that one chunk of heads may hold.
 BUDGET = 48 * 2**20
+
+
+class Groups(NamedTuple):
+    """The group of every token that shares a scale, int64 ``(S,)``, and the number of groups."""
+
+    index: torch.Tensor
+    count: int
+
+
+class OnDevice(NamedTuple):
+    """What every probe of a plan reads: ``index (tiles, width)``, ``visible (windows, n, tiles)`` as float32, the
+    sampled ``rows (n * r,)``, and the groups of each granularity that has them."""
+
+    index: torch.Tensor
+    visible: torch.Tensor
+    rows: torch.Tensor
+    groups: dict[str, Groups]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +61,7 @@ class RowPlan:
     visible: np.ndarray
     granularities: tuple[str, ...]
     windows: tuple[Level, ...]
+    _kept: dict[torch.device, OnDevice] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -52,6 +72,18 @@ class RowPlan:
     def count(self) -> int:
         """Sampled rows."""
         return int(self.rows.size)
+
+    def on(self, device: torch.device) -> OnDevice:
+        """Return the plan's tensors on ``device``, made once: a probe runs for every step, layer and few heads."""
+        if device not in self._kept:
+            groups = {name: groups_of(name, self.tiling) for name in self.granularities if name not in UNGROUPED}
+            self._kept[device] = OnDevice(
+                torch.from_numpy(self.tiling.index).to(device),
+                torch.from_numpy(self.visible).to(device, torch.float32),
+                torch.from_numpy(self.rows.reshape(-1)).to(device),
+                {name: Groups(group.index.to(device), group.count) for name, group in groups.items()},
+            )
+        return self._kept[device]
 
 
 def plan_rows(
@@ -82,23 +114,20 @@ def row_errors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: RowPlan)
     """Return float64 ``(names, 3)`` on q's device: squared error, squared norm of the exact rows, mean cosine.
 
     q, k, v are one sample ``(S, H, D)`` after RoPE; sums run over the sampled rows of all heads. Nothing waits for the
-    device. Raises ValueError if S is not the plan's.
+    device, but for the plan's tensors the first time. Raises ValueError if S is not the plan's.
     """
     if q.shape[0] != plan.grid.tokens or q.shape != k.shape or q.shape != v.shape:
         raise ValueError(f"q, k and v must be (tokens, heads, D) with {plan.grid.tokens} tokens, got {tuple(q.shape)}.")
     tokens, heads, dim = q.shape
-    device = q.device
-    index = torch.from_numpy(plan.tiling.index).to(device)
-    visible = torch.from_numpy(plan.visible).to(device, torch.float32)
-    rows = torch.from_numpy(plan.rows.reshape(-1)).to(device)
+    index, visible, rows, groups = plan.on(q.device)
     held = plan.count * (index.numel() + index.shape[0] * dim) + 8 * tokens * dim
     step = max(1, min(heads, BUDGET // held))
-    total = torch.zeros(len(plan.names), 3, dtype=torch.float64, device=device)
+    total = torch.zeros(len(plan.names), 3, dtype=torch.float64, device=q.device)
     for start in range(0, heads, step):
         part = slice(start, start + step)
         qh, kh, vh = (x[:, part].transpose(0, 1).float() for x in (q, k, v))
         exact, windowed = _windows(qh[:, rows], kh, vh, index, visible, len(plan.tiles))
-        outputs = _quantized_all(qh, kh, vh, rows, plan)
+        outputs = _quantized_all(qh, kh, vh, rows, plan.granularities, groups)
         outputs += list(windowed)
         for i, output in enumerate(outputs):
             total[i] += _compare(output, exact)
@@ -131,21 +160,26 @@ def _windows(
 
 
 def _quantized_all(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, plan: RowPlan
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    rows: torch.Tensor,
+    granularities: tuple[str, ...],
+    groups: dict[str, Groups],
 ) -> list[torch.Tensor]:
     """Return the rows ``(H, R, D)`` of dense attention from q, k, v ``(H, S, D)`` for every granularity."""
-    if not plan.granularities:
+    if not granularities:
         return []
     smooth = k - k.mean(1, keepdim=True).nan_to_num_(0.0, 0.0, 0.0)
-    values = fake_quantize_(v.clone()[None], scales(v, "channel", plan.tiling)[None])[0]
-    return [_quantized(name, q, smooth, values, rows, plan) for name in plan.granularities]
+    values = fake_quantize_(v.clone()[None], scales(v, "channel")[None])[0]
+    return [_quantized(name, q, smooth, values, rows, groups.get(name)) for name in granularities]
 
 
 def _quantized(
-    name: str, q: torch.Tensor, smooth: torch.Tensor, values: torch.Tensor, rows: torch.Tensor, plan: RowPlan
+    name: str, q: torch.Tensor, smooth: torch.Tensor, values: torch.Tensor, rows: torch.Tensor, groups: Groups | None
 ) -> torch.Tensor:
     """Return the rows for granularity ``name`` from q, smoothed k and quantized v ``(H, S, D)``."""
-    q_scale, k_scale = scales(q, name, plan.tiling), scales(smooth, name, plan.tiling)
+    q_scale, k_scale = scales(q, name, groups), scales(smooth, name, groups)
     q_rows = q[:, rows]
     q_rows = fake_quantize_(q_rows[None], _at(q_scale, rows)[None])[0]
     keys = fake_quantize_(smooth.clone()[None], k_scale[None])[0]
@@ -155,24 +189,28 @@ def _quantized(
     return torch.matmul(p, values) / p.sum(-1, keepdim=True)
 
 
-def scales(x: torch.Tensor, name: str, tiling: Tiling) -> torch.Tensor:
-    """Return the e4m3 scales of ``x (H, S, D)`` at granularity ``name``, ``(H, S, 1)``; per channel ``(H, 1, D)``."""
+def scales(x: torch.Tensor, name: str, groups: Groups | None = None) -> torch.Tensor:
+    """Return the e4m3 scales of ``x (H, S, D)`` at granularity ``name``, ``(H, S, 1)``; per channel ``(H, 1, D)``.
+
+    All but 'token' and 'channel' need the ``groups`` of ``name``.
+    """
     if name == "channel":
         return _scale(x.abs().amax(1, keepdim=True))
     token = x.abs().amax(-1)
     if name == "token":
         return _scale(token)[..., None]
-    groups = _groups(name, tiling).to(x.device)
-    shape = (len(token), int(groups.max()) + 1)
-    largest = token.new_zeros(shape).scatter_reduce(1, groups.expand_as(token), token, "amax")
-    return _scale(largest.gather(1, groups.expand_as(token)))[..., None]
+    index = groups.index.expand_as(token)
+    largest = token.new_zeros(len(token), groups.count).scatter_reduce(1, index, token, "amax")
+    return _scale(largest.gather(1, index))[..., None]
 
 
-def _groups(name: str, tiling: Tiling) -> torch.Tensor:
-    """Return the group of every token that shares a scale, int64 ``(S,)``."""
+def groups_of(name: str, tiling: Tiling) -> Groups:
+    """Return which tokens share a scale at granularity ``name``: 64 consecutive ones, or those of a cube of tiles."""
     if name == "group":
-        return torch.arange(tiling.grid.tokens) // GROUP
-    return torch.from_numpy(tiling.cubes(int(name[1:]))[tiling.tile_of_token])
+        index = torch.arange(tiling.grid.tokens) // GROUP
+    else:
+        index = torch.from_numpy(tiling.cubes(int(name[1:]))[tiling.tile_of_token])
+    return Groups(index, int(index.max()) + 1)
 
 
 def _scale(largest: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from fpsattention.kernels.profiling.cost import (
     spread,
 )
 from fpsattention.kernels.profiling.errors import ProfileError
-from fpsattention.kernels.profiling.rows import GRANULARITIES, plan_rows, row_errors, scales
+from fpsattention.kernels.profiling.rows import GRANULARITIES, UNGROUPED, groups_of, plan_rows, row_errors, scales
 from fpsattention.kernels.profiling.table import RowTable
 from fpsattention.kernels.profiling.trajectory import cut
 from fpsattention.kernels.profiling.windows import DENSE, ladder, other_shapes, window_level
@@ -124,17 +124,32 @@ def test_one_scale_serves_its_group_and_nobody_else():
     grid = TokenGrid(3, 12, 16)
     tiling = choose_tiling(grid)
     x = torch.randn(2, grid.tokens, 64, generator=torch.Generator().manual_seed(1))
-    assert scales(x, "channel", tiling).shape == (2, 1, 64)
+    assert scales(x, "channel").shape == (2, 1, 64)
     counts = {"token": grid.tokens, "group": 9, "x1": tiling.count, "x2": 8, "x8": 1}
     for name, groups in counts.items():
-        scale = scales(x, name, tiling)[..., 0]
+        scale = scales(x, name, None if name in UNGROUPED else groups_of(name, tiling))[..., 0]
         largest = x.abs().amax(-1) / 448
         assert bool((scale >= largest - 1e-9).all())
         assert len(torch.unique(scale[0])) <= groups
         assert name in ("x2", "x8") or len(torch.unique(scale[0])) == groups
     x[0, 70] = 100.0
-    touched = scales(x, "group", tiling)[0, :, 0] > 0.2
+    touched = scales(x, "group", groups_of("group", tiling))[0, :, 0] > 0.2
     assert touched.nonzero().flatten().tolist() == list(range(64, 128))
+
+
+def test_a_probe_waits_for_nothing_and_makes_its_groups_once(monkeypatch):
+    """On tensors without data: whoever asks for a number on the host fails, as it would wait for a GPU."""
+    grid = TokenGrid(3, 12, 16)
+    plan = plan_rows(grid, ladder(grid)[:-1])
+    q, k, v = (torch.empty(grid.tokens, 2, 64, device="meta") for _ in range(3))
+    assert row_errors(q, k, v, plan).shape == (len(plan.names), 3)
+
+    def made_again(*_):
+        raise AssertionError("the second probe made them again")
+
+    monkeypatch.setattr("fpsattention.kernels.profiling.rows.groups_of", made_again)
+    monkeypatch.setattr(torch, "from_numpy", made_again)
+    row_errors(q, k, v, plan)
 
 
 def test_the_same_seed_samples_the_same_rows_and_few_tokens_are_enough():
