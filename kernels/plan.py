@@ -1,23 +1,26 @@
 """Plans: a schedule on a grid, compiled to what kernels consume.
 
-``Plans.at(sigma, layer)`` gives the plan of one attention call. Static plans are cached per (grid, phase, layer,
-device) and built outside compiled regions: a call only looks one up.
+``Plans.at(sigma, layer)`` gives the plan of one attention call. Plans are cached by what they mean, so that schedules
+share them, and built outside compiled regions: a call only looks one up.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
 import torch
 
+from .bytes_cache import BytesCache
 from .grid import Tiling, TokenGrid, choose_tiling, run_tiling
 from .patterns import Pattern, block_lists, pattern_pairs, pattern_rows, stack_rows
 from .schedule import Phase, Schedule
 from .selectors import Selector, build_selector
 
 FULL_RUN_SLOTS = 128
+# About thirty plans for 75,600 tokens, at 9 MiB each. The host's memory management does not see them.
+MAX_KEPT_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,11 +117,17 @@ class AttentionPlan:
     attention: str
     granularity: str | None
     smooth_k: bool
-    phase: int
     density: float | None
     layout: Layout
     lists: BlockLists | None
     selector: Selector | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the tables on the device."""
+        parts = [part for part in (self.layout, self.lists) if part is not None]
+        tensors = [x for part in parts for f in fields(part) if isinstance(x := getattr(part, f.name), torch.Tensor)]
+        return sum(x.numel() * x.element_size() for x in tensors)
 
     def lists_for(self, q: torch.Tensor, k: torch.Tensor) -> BlockLists:
         """Return the lists of a call with these q, k ``(B, S, H, D)``."""
@@ -142,10 +151,13 @@ class Plans:
 
     def at(self, sigma: float, layer: int = 0, device: torch.device | str = "cpu") -> AttentionPlan | None:
         """Return the plan for ``sigma`` and ``layer``, or None where the host's own dense attention runs."""
-        index, phase = self.schedule.at(sigma)
+        _, phase = self.schedule.at(sigma)
         if phase.attention == "dense":
             return None
-        return _build(self, index, phase, _key_layer(phase, layer), torch.device(device))
+        layer, device = _key_layer(phase, layer), torch.device(device)
+        means = (phase.attention, phase.granularity, phase.window, phase.selector)
+        key = (self.grid, self.heads, self.slots, self.tile, self.smooth_k, *means, layer, device)
+        return _kept.get(key, lambda: _build(self, phase, layer, device))
 
     def layers(self, sigma: float, count: int, device: torch.device | str = "cpu") -> list[AttentionPlan | None]:
         """Return the plans of layers 0 to ``count - 1`` for ``sigma``: what ``at`` gives for each, in one go."""
@@ -248,11 +260,12 @@ def _density(grid: TokenGrid, phase: Phase, slots: int, tile: tuple | None, head
     return float(per_pattern[pattern_of_head].mean())
 
 
-# Bounded: a list set for 75,600 tokens is some megabytes, and a model whose layers differ holds one per layer.
+_kept: BytesCache[AttentionPlan] = BytesCache(MAX_KEPT_BYTES)
+
+
 # What is first asked for while sampling must serve training too, whose autograd refuses inference tensors.
-@lru_cache(maxsize=128)
 @torch.inference_mode(False)
-def _build(plans: Plans, index: int, phase: Phase, layer: int, device: torch.device) -> AttentionPlan:
+def _build(plans: Plans, phase: Phase, layer: int, device: torch.device) -> AttentionPlan:
     tiling = _tiling(plans.grid, phase, plans.slots, plans.tile)
     selector = _selector(phase)
     lists = None
@@ -260,16 +273,14 @@ def _build(plans: Plans, index: int, phase: Phase, layer: int, device: torch.dev
         patterns, pattern_of_head = selector.patterns(tiling, plans.heads, layer)
         lists = BlockLists.from_patterns(patterns, tiling, pattern_of_head, device)
     cube_size = int(phase.granularity[1:]) if (phase.granularity or "").startswith("x") else 1
-    layout = Layout.of(tiling, cube_size, device)
     return AttentionPlan(
         grid=plans.grid,
         tiling=tiling,
         attention=phase.attention,
         granularity=phase.granularity,
         smooth_k=plans.smooth_k,
-        phase=index,
         density=_density(plans.grid, phase, plans.slots, plans.tile, plans.heads, layer),
-        layout=layout,
+        layout=Layout.of(tiling, cube_size, device),
         lists=lists,
         selector=selector if selector.online else None,
     )
@@ -277,5 +288,6 @@ def _build(plans: Plans, index: int, phase: Phase, layer: int, device: torch.dev
 
 def clear_plans() -> None:
     """Drop every cached plan and its device memory."""
-    for cached in (_build, _density, _selector, plans_for):
+    _kept.clear()
+    for cached in (_density, _selector, plans_for):
         cached.cache_clear()

@@ -7,12 +7,14 @@ import time
 import numpy as np
 import pytest
 import torch
+from fpsattention.kernels.bytes_cache import BytesCache
 from fpsattention.kernels.grid import TokenGrid
 from fpsattention.kernels.outlook import sampler_sigmas
 from fpsattention.kernels.plan import (
+    MAX_KEPT_BYTES,
     Plans,
-    _build,
     _density,
+    _kept,
     attention_work,
     clear_plans,
     plans_for,
@@ -60,7 +62,7 @@ def test_densities_of_steps_and_the_work_of_a_run():
 def test_the_density_of_a_phase_is_its_own_where_ends_nearly_touch():
     schedule = Schedule.parse("0.5000005 bf16 - 1 1 1\n0.5 bf16 - all all 5\n0 dense")
     plans = Plans(schedule, GRID, 1, slots=32)
-    assert plans.at(0.499999).phase == 1
+    assert plans.describe(0.499999)["phase"] == 1
     assert plans.at(0.499999).density == oracle.make_plan("bf16 - all all 5", GRID, 1, slots=32).density
 
 
@@ -120,6 +122,54 @@ def test_the_same_call_gets_the_same_plan():
     assert meta is not plan and meta.layout.index.device.type == meta.lists.ids.device.type == "meta"
 
 
+def test_schedules_share_the_plans_of_equal_phases():
+    """A profile tries a dozen schedules out of a few windows; their ends and places in the schedule do not matter."""
+    clear_plans()
+    row = "fp8 x1 all 60% 60%"
+    texts = [
+        f"0.9 dense\n0 {row}",
+        f"0.5 {row}\n0 dense",
+        f"0 {row}",
+        f"0.7 {row}\n0.2 bf16 - 3 3 3\n0.1 {row}\n0 dense",
+    ]
+    plans = [plans_for(Schedule.parse(text), GRID, 2) for text in texts]
+    shared = {id(p.at(sigma)) for p, sigma in zip(plans, (0.1, 0.8, 0.5, 0.8))} | {id(plans[3].at(0.15))}
+    assert len(shared) == 1 and len(_kept) == 1
+    assert plans[3].at(0.3) is not plans[0].at(0.1) and len(_kept) == 2
+
+
+def test_plans_are_kept_by_their_bytes():
+    clear_plans()
+    first, second = (plans_for(Schedule.parse(f"0 fp8 x1 all 60% {n}"), P720, 40) for n in (40, 50))
+    plan = first.at(0.5)
+    parts = [getattr(part, name) for part in (plan.layout, plan.lists) for name in part.__dataclass_fields__]
+    held = sum(x.numel() * x.element_size() for x in parts if isinstance(x, torch.Tensor))
+    assert plan.bytes == held == _kept.bytes and 5e6 < held < MAX_KEPT_BYTES / 20
+    assert first.at(0.5) is plan and second.at(0.5) is not plan and _kept.bytes == held + second.at(0.5).bytes
+    clear_plans()
+    assert len(_kept) == _kept.bytes == 0
+
+
+def test_what_was_not_asked_for_the_longest_goes_first():
+    class Value:
+        bytes = 40
+
+    cache = BytesCache(100)
+    a, b = cache.get("a", Value), cache.get("b", Value)
+    assert cache.get("a", Value) is a and cache.bytes == 80
+    cache.get("c", Value)
+    assert cache.get("a", Value) is a and cache.bytes == 80 and cache.get("b", Value) is not b
+    large = Value()
+    large.bytes = 1000
+    assert cache.get("large", lambda: large) is large is cache.get("large", Value)
+    assert len(cache) == 1 and cache.bytes == 1000
+    cache.get("d", Value)
+    assert len(cache) == 1 and cache.bytes == 40
+    with pytest.raises(ZeroDivisionError):
+        cache.get("e", lambda: 1 / 0)
+    assert len(cache) == 1 and cache.bytes == 40
+
+
 def test_cleared_plans_are_made_again():
     plan = plans_for(SCHEDULE, GRID, 2).at(0.6)
     clear_plans()
@@ -135,7 +185,7 @@ def test_plans_hold_what_kernels_read():
     assert layout.cube.dtype == torch.int64 and layout.cubes == len(layout.cube.unique())
     assert lists.pattern_of_head.dtype == torch.int32 and lists.pattern_of_head.shape == (1, 3)
     assert lists.count.shape == lists.key_count.shape == (1, tiles)
-    assert (plan.attention, plan.granularity, plan.phase) == ("fp8", "x2", 1)
+    assert (plan.attention, plan.granularity) == ("fp8", "x2")
 
 
 def test_a_full_list_uses_runs_of_128_tokens():
@@ -196,7 +246,7 @@ def test_a_phase_change_at_720p_takes_milliseconds(show_at_end):
                 continue
             times = []
             for _ in range(5):
-                _build.cache_clear()
+                _kept.clear()
                 _density.cache_clear()
                 start = time.process_time()
                 plans.at(phase.until)
