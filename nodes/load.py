@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 
@@ -10,7 +11,7 @@ from ..kernels.checkpoint import Header, HeaderError, read_metadata
 from ..kernels.presets import preset
 from ._api import CATEGORY, FpsSchedule, io, show_text, ui
 from .patch import apply_patch
-from .sentence import one_line
+from .sentence import one_line, written
 from .settings import choose_settings
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class FPSAttentionLoadWan(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model_name: str | None = None) -> bool | str:
+    def validate_inputs(cls, model_name: Any = None) -> bool | str:
         """Return True, or the sentence that says why the file cannot be used; reads its header only."""
         if model_name is None:
             return True
@@ -91,13 +92,14 @@ class FPSAttentionLoadWan(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
-        """Return model, schedule and text; raises HeaderError before any weight is read."""
+        """Return model, schedule and text; raises HeaderError or ValueError before any weight is read."""
         import comfy.sd
         from safetensors import SafetensorError
 
         path, header = inspect_file(model_name)
+        options = weight_options(weight_dtype)
         try:
-            model = comfy.sd.load_diffusion_model(path, model_options=dict(WEIGHT_DTYPES[weight_dtype]))
+            model = comfy.sd.load_diffusion_model(path, model_options=options)
         except (SafetensorError, FileNotFoundError) as error:
             # What its header alone does not show, or gone since: a name that is not UTF-8, offsets that do not fit.
             raise HeaderError(
@@ -118,17 +120,33 @@ class FPSAttentionLoadWan(io.ComfyNode):
         return io.NodeOutput(model, schedule, text, ui=ui.PreviewText(text))
 
 
-def inspect_file(model_name: str) -> tuple[str, Header | None]:
+def weight_options(weight_dtype: Any) -> dict[str, Any]:
+    """Return what the host's loader takes for ``weight_dtype``; raises ValueError with one sentence.
+
+    The host looks at linked values no more.
+    """
+    if not isinstance(weight_dtype, str) or weight_dtype not in WEIGHT_DTYPES:
+        raise ValueError(
+            f"weight_dtype is {written(weight_dtype)}, which is none of its choices; "
+            f"choose one of {', '.join(WEIGHT_DTYPES)}."
+        )
+    return dict(WEIGHT_DTYPES[weight_dtype])
+
+
+def inspect_file(model_name: Any) -> tuple[str, Header | None]:
     """Return path and FPSAttention header (None if it carries none) of a file that is a Wan diffusion model.
 
-    Raises HeaderError with one sentence if it is missing, not safetensors, truncated, not Wan, or its header is
-    damaged or newer.
+    Raises HeaderError with one sentence if it has no name, is missing, not safetensors, truncated, not Wan, or its
+    header is damaged or newer.
     """
     import folder_paths
 
+    if not isinstance(model_name, str) or not model_name:
+        raise HeaderError(f"model_name is {written(model_name)}, which is no file's name; choose a file in the node.")
     path = folder_paths.get_full_path(FOLDER, model_name)
     if path is None:
-        raise HeaderError(f"{model_name} is not in models/{FOLDER}; choose another file, or refresh the list.")
+        sentence = f"{model_name} is not in models/{FOLDER}; choose another file, or refresh the list."
+        raise HeaderError(one_line(sentence))
     try:
         metadata, tensors = read_metadata(path)
         if not all(any(name.endswith(wanted) for name in tensors) for wanted in _WAN_TENSORS):

@@ -35,5 +35,15 @@ def test_a_profile_without_conditioning_is_a_sentence(results):
         assert case[name].startswith("ProfileError: ") and words in case[name] and case[name].endswith("."), case
 
 
-def test_a_prompt_without_titles_has_names(results):
-    assert results["report_names"] == {"1": "A", "2": "mine", "3": ""}
+def test_odd_titles_give_names_of_one_line(results):
+    assert results["report_names"] == {"1": "A", "2": "mine", "3": "", "4": r"two\nlines \ud83d"}
+
+
+def test_what_is_no_file_and_no_precision_is_a_sentence(results):
+    case = results["loads"]
+    assert len(case) == 20
+    for place, sentence in case.items():
+        kind = "weight_dtype is " if place.startswith("dtype") else ("model_name is ", "foo")
+        error = {"name": "HeaderError: ", "widget": "", "dtype": "ValueError: "}[place.split()[0]]
+        assert sentence.startswith(error) and sentence.removeprefix(error).startswith(kind), (place, sentence)
+        assert sentence.isprintable() and sentence.endswith(".") and "; c" in sentence and len(sentence) < 450, place

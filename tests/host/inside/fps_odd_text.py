@@ -167,6 +167,34 @@ def case_widgets():
     return {"wrong": wrong[:5], "refused": refused, "log": log.bad[:5]}
 
 
+def case_loads():
+    """Values that are no name and no dtype: refused in a widget, raised over links, each with its sentence."""
+    loader = load_pack()["FPSAttentionLoadWan"]
+    load = pack_module("nodes.load")
+    file, real = load.inspect_file, {"model_name": "wan.safetensors", "weight_dtype": "default"}
+    odd = [None, 5, "", ["a"], {"a": 1}, True, "foo\n\ud83d" * 200]
+
+    def said(call) -> str:
+        try:
+            return str(call())
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+
+    found = {}
+    for value in odd:
+        found[f"name {ascii(value)[:20]}"] = said(lambda value=value: loader.execute(**real | {"model_name": value}))
+        if value is not None:  # not known yet
+            found[f"widget {ascii(value)[:20]}"] = said(lambda value=value: loader.validate_inputs(model_name=value))
+    load.inspect_file = lambda name: ("/nowhere", None)
+    try:
+        for value in odd:
+            wanted = real | {"weight_dtype": value}
+            found[f"dtype {ascii(value)[:20]}"] = said(lambda wanted=wanted: loader.execute(**wanted))
+    finally:
+        load.inspect_file = file
+    return found
+
+
 def case_links():
     """Texts over links: the node raises ScheduleError with our sentence, which the host can print."""
     classes = load_pack()
@@ -241,9 +269,11 @@ def case_profile_conditioning():
 
 
 def case_report_names():
-    """The names in a report of a prompt that another program queued, with null where the page writes a title."""
+    """The names in a report of a prompt that another program queued: null or half a letter where the page writes a
+    title."""
     load_pack()
     graph = {"1": {"class_type": "A", "_meta": None}, "2": {"class_type": "B", "_meta": {"title": "mine"}}, "3": {}}
+    graph["4"] = {"class_type": "C", "_meta": {"title": "two\nlines \ud83d"}}
     return pack_module("nodes.report").node_names(graph)
 
 
