@@ -35,16 +35,22 @@ class Inputs(NamedTuple):
 
 
 class ModelCall(Protocol):
-    """What is kept while the model runs; ``attends`` is True if ``override`` does more than to pass on."""
+    """What is kept while the model runs; ``attends`` is True if ``override`` does more than to pass on, ``previous`` is
+    another node's override."""
 
     attends: bool
+    previous: Callable | None
 
     def enter(self, block: int) -> bool:
         """A block begins; False if ``leave`` shall not be called."""
         ...
 
     def leave(self, block: int) -> None:
-        """A block is over; not called after an error."""
+        """A block is over."""
+        ...
+
+    def fail(self) -> None:
+        """A block that was entered raised an error."""
         ...
 
     def override(self, func: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -133,7 +139,12 @@ def _end(around: Around, call: ModelCall) -> None:
 def _mark(key: str, index: int, inner: Callable | None, args: dict, extra: dict) -> dict:
     """Run block ``index`` between two marks."""
     call = _current["enter"](key, index, args, extra)
-    out = inner(args, extra) if inner is not None else extra["original_block"](args)
+    try:
+        out = inner(args, extra) if inner is not None else extra["original_block"](args)
+    except BaseException:
+        if call is not None:
+            _current["fail"](call)
+        raise
     if call is not None:
         _current["leave"](call, index)
     return out
@@ -150,8 +161,13 @@ def _leave(call: ModelCall, index: int) -> None:
     call.leave(index)
 
 
+def _fail(call: ModelCall) -> None:
+    call.fail()
+
+
 _current: dict[str, Callable] = {
     "run": _run, "mark": _mark, "begin": _begin, "restore": _restore, "end": _end, "enter": _enter, "leave": _leave,
+    "fail": _fail,
 }  # fmt: skip
 _SEES_THE_MODEL = ("run", "mark")
 _kept_out = False

@@ -50,30 +50,31 @@ def prepare(
     control, repeats = control_blocks(diffusion_model, kwargs)
     calls = blocks + len(control) * repeats
     recorder.clock.prepare(x.device)
+
+    def dense(step: Step, reason: str | None = None) -> Call:
+        return Call(step, blocks, recorder.clock, None, previous, calls, reason)
+
     if any(value != value for value in values):
-        step = recorder.step(0.0, Step(0.0, None, 0, "dense", grid=layout.grid.shape))
-        step.decline(SIGMA_NAN, calls)
-        return Call(step, blocks, recorder.clock, previous=previous)
+        return dense(recorder.step(0.0, Step(0.0, None, 0, "dense", grid=layout.grid.shape)), SIGMA_NAN)
 
     plans = plans_for(settings.schedule, layout.grid, diffusion_model.num_heads, **settings.tiles)
     _build_ahead(run, plans, sigma, blocks + len(control), x.device)
     step = recorder.step(sigma, _new_step(run, plans, layout, sigma))
+    if step.grid != layout.grid.shape:
+        shape = "x".join(map(str, layout.grid.shape))
+        run.note(f"some model calls were of another part of the picture, with the grid {shape}.")
     if len({settings.schedule.at(value)[0] for value in values}) > 1:
-        step.decline(MIXED, calls)
-        return Call(step, blocks, recorder.clock, previous=previous)
+        return dense(step, MIXED)
     if step.attention == "dense":
-        step.dense += calls
-        return Call(step, blocks, recorder.clock, previous=previous)
+        return dense(step)
     alike = _alike(layout.grid.tokens, context, kwargs.get("clip_fea"))
     if alike and any("forward" in vars(block.self_attn) for block in diffusion_model.blocks if _has_attention(block)):
-        step.decline(REPLACED_ALIKE, calls)
-        return Call(step, blocks, recorder.clock, previous=previous)
+        return dense(step, REPLACED_ALIKE)
 
     head_dim = diffusion_model.dim // diffusion_model.num_heads
     backend, note = choose_backend(settings.backend, x.device, x.dtype, head_dim, step.attention)
     if backend is None:
-        step.decline(note, calls)
-        return Call(step, blocks, recorder.clock, previous=previous)
+        return dense(step, note)
     if note:
         run.note(note)
     step.backend = backend
@@ -87,8 +88,9 @@ def prepare(
 
 def conclude(recorder: Recorder, call: Call) -> None:
     """The model call is over: settle its counts and say every new reason once."""
-    call.settle()
     run = recorder.current()
+    run.marked = run.marked or call.blocks > 0
+    call.settle(run.marked)
     for reason in call.step.reasons:
         run.note(f"stays dense: {reason}." if call.step.reasons[reason] else f"{reason}.")
     if call.previous is not None and call.sparse is not None:

@@ -45,12 +45,22 @@ class Sparse:
 
 
 class Call:
-    """The state of one call of the diffusion model; without ``sparse`` everything runs as the host has it."""
+    """The state of one call of the diffusion model; without ``sparse`` everything runs as the host has it, and its
+    ``dense`` self-attention calls are counted, ``why_dense`` if the schedule has it otherwise."""
 
     def __init__(
-        self, step: Step, blocks: int, clock: BlockClock, sparse: Sparse | None = None, previous: Callable | None = None
+        self,
+        step: Step,
+        blocks: int,
+        clock: BlockClock,
+        sparse: Sparse | None = None,
+        previous: Callable | None = None,
+        dense: int = 0,
+        why_dense: str | None = None,
     ):
         self.step = step
+        self.dense = dense
+        self.why_dense = why_dense
         self.total = blocks
         self.clock = clock
         self.sparse = sparse
@@ -95,9 +105,15 @@ class Call:
         elif self.sparse.plans[block] is None:
             self.step.dense += 1
         else:
-            self.step.sparse += 1
+            self.step.attend(self.sparse.plans[block].density)
         self._plan = None
         self._control = self.sparse.control.get(block)
+
+    def fail(self) -> None:
+        """A block raised an error: it counts for nothing, and another node may run it again."""
+        self._inside = False
+        self._plan = None
+        self.blocks -= 1
 
     def override(self, func: Callable, q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> Any:
         """The host's hook: run a block's self-attention sparse, hand everything else on unchanged."""
@@ -129,7 +145,7 @@ class Call:
         if reason is not None:
             self.step.decline(reason)
             return None
-        self.step.sparse += 1
+        self.step.attend(self._control.density)
         return self._attend(q, k, v, args, kwargs, self._control)
 
     def _dense_reason(self, q: Any, k: Any, v: Any, args: tuple, kwargs: dict, plan: Any) -> str | None:
@@ -142,15 +158,22 @@ class Call:
         out = fps_attention(q.view(shape), k.view(shape), v.view(shape), plan, backend=self.sparse.backend)
         return out.reshape(b, s, -1)
 
-    def settle(self) -> None:
-        """The model call is over: count the blocks that never reached the block patch."""
+    def settle(self, marked: bool = False) -> None:
+        """The model call is over: count what stayed dense, and the blocks that never reached the block patch.
+
+        In a dense phase only the blocks' marks tell that the model ran; ``marked`` says that this run's come through.
+        """
+        if not self.attended and not self.blocks and (self.sparse is not None or marked):
+            # Nothing was computed, so nothing stayed dense either.
+            self.step.skip(SKIPPED)
+            return
         if self.sparse is None:
+            if self.why_dense is None:
+                self.step.dense += self.dense
+            else:
+                self.step.decline(self.why_dense, self.dense)
             return
         missed = self.total - self.blocks
-        if not self.attended and not self.blocks:
-            # Nothing was computed, so nothing stayed dense either.
-            self.step.reasons[SKIPPED] = 0
-            return
         if missed:
             self.step.decline(REPLACED, missed)
         extra = self.outside - missed

@@ -21,7 +21,8 @@ MAX_RUNS = 16
 
 @dataclass
 class Step:
-    """One sigma of one run; ``sparse`` and ``dense`` count self-attention calls.
+    """One sigma of one run; ``sparse`` and ``dense`` count self-attention calls, ``skipped`` model calls that computed
+    nothing. ``work`` adds up the densities of the sparse calls.
 
     ``seconds`` is what the step took, ``blocks`` what each of its transformer blocks took (self-attention,
     cross-attention, feed-forward), summed over its evaluations and empty where that cannot be told.
@@ -43,21 +44,37 @@ class Step:
     evaluations: int = 0
     sparse: int = 0
     dense: int = 0
+    skipped: int = 0
+    work: float = 0.0
     reasons: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     blocks: list[float] = field(default_factory=list)
 
     @property
     def density(self) -> float:
-        """The share of query-key pairs that were computed, dense calls counted as 1."""
-        calls = self.sparse + self.dense
-        return (self.sparse * self.planned_density + self.dense) / calls if calls else 1.0
+        """The share of query-key pairs that were computed, dense calls counted as 1; 1 if there were none."""
+        return (self.work + self.dense) / self.calls if self.calls else 1.0
+
+    @property
+    def calls(self) -> int:
+        """The number of self-attention calls that were computed."""
+        return self.sparse + self.dense
 
     def add_block(self, block: int, seconds: float) -> None:
         """Count ``seconds`` for ``block``."""
         if block >= len(self.blocks):
             self.blocks += [0.0] * (block + 1 - len(self.blocks))
         self.blocks[block] += seconds
+
+    def attend(self, density: float | None) -> None:
+        """Count a call that ran sparse with ``density``, None where the selector chooses it in the call."""
+        self.sparse += 1
+        self.work += self.planned_density if density is None else density
+
+    def skip(self, reason: str) -> None:
+        """Count a model call that computed nothing."""
+        self.skipped += 1
+        self.reasons.setdefault(reason, 0)
 
     def decline(self, reason: str, calls: int = 1) -> None:
         """Count ``calls`` that stayed dense although the phase is sparse."""
@@ -67,7 +84,8 @@ class Step:
 
 @dataclass
 class Run:
-    """One sampler call; ``stopped`` says why it ended before its last step, ``built`` which plans are ready."""
+    """One sampler call; ``stopped`` says why it ended before its last step, ``built`` which plans are ready, ``marked``
+    whether any block of its model came by a mark of ours."""
 
     prompt_id: str | None
     node_id: str | None
@@ -78,6 +96,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
     finished: bool = False
     stopped: str | None = None
+    marked: bool = False
     built: set = field(default_factory=set, repr=False)
 
     def note(self, sentence: str) -> None:
@@ -89,8 +108,8 @@ class Run:
     @property
     def work(self) -> float:
         """The run's attention work as a share of dense: the mean density over all self-attention calls."""
-        calls = sum(s.sparse + s.dense for s in self.steps.values())
-        return sum(s.density * (s.sparse + s.dense) for s in self.steps.values()) / calls if calls else 1.0
+        calls = sum(step.calls for step in self.steps.values())
+        return sum(step.density * step.calls for step in self.steps.values()) / calls if calls else 1.0
 
 
 class Recorder:

@@ -9,6 +9,7 @@ from ._api import CATEGORY, io, show_text, ui
 from .model_input import diffusion_model_of
 from .report_image import report_image
 from .report_text import report_summary, report_text
+from .sentence import one_line
 from .settings import KEY, Patched, Settings
 
 _NOT_PATCHED = (
@@ -102,6 +103,6 @@ def node_names(prompt: dict | None) -> dict[str, str]:
     """Return the name of every node of the prompt: its title if the graph has one, else its class."""
     return {
         # Programs that queue prompts may write null where the page writes a title.
-        key: (node.get("_meta") or {}).get("title") or node.get("class_type", "")
+        key: one_line((node.get("_meta") or {}).get("title") or node.get("class_type", ""))
         for key, node in (prompt or {}).items()
     }

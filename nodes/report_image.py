@@ -50,15 +50,17 @@ def _draw_run(draw: ImageDraw.ImageDraw, settings: Settings, run: Run, title: st
     every = max(1, math.ceil(80 / slot))
     for position, step in enumerate(steps):
         x0 = left + position * slot
-        box = (x0 + slot * 0.12, base - step.density * PLOT, x0 + slot * 0.88, base)
-        _bar(draw, box, step)
+        box = (x0 + slot * 0.12, base - (step.density if step.calls else 0) * PLOT, x0 + slot * 0.88, base)
+        if step.calls:
+            _bar(draw, box, step)
         if position % every == 0:
             middle = x0 + slot / 2
             number = "-" if step.index is None else step.index
             draw.text((middle, base + 4), f"{number}", font=small, fill=INK, anchor="ma")
             draw.text((middle, base + 20), f"sigma {step.sigma:.3f}", font=small, fill=SOFT, anchor="ma")
             if slot * every > 50:
-                draw.text((middle, box[1] - 3), f"{step.density:.0%}", font=small, fill=INK, anchor="mb")
+                written = f"{step.density:.0%}" if step.calls else "skipped"
+                draw.text((middle, box[1] - 3), written, font=small, fill=INK, anchor="mb")
     _legend(draw, steps, left, base + 46)
     draw_strip(draw, steps, left, right, base + 74)
 
@@ -70,7 +72,7 @@ def _said(run: Run) -> list[str]:
 def _legend(draw: ImageDraw.ImageDraw, steps: list[Step], left: int, y: int) -> None:
     x = left
     shown: dict[str, Step] = {}
-    for step in steps:
+    for step in (step for step in steps if step.calls):
         label = f"phase {step.phase + 1}: {step.attention}"
         if step.attention != "dense":
             label += f" {step.granularity or ''} on {step.backend}" if step.sparse else " (stayed dense)"

@@ -46,7 +46,9 @@ def findings(run: Run) -> list[str]:
         for reason, calls in step.reasons.items():
             reasons[reason] = reasons.get(reason, 0) + calls
     lines = [f"{calls} calls stayed dense: {why}" if calls else f"skipped: {why}" for why, calls in reasons.items()]
-    if not reasons:
+    if not run.steps:
+        lines.append("no model call was recorded")
+    elif not reasons:
         steps = run.steps.values()
         chosen = ["the phases that the schedule makes dense"] * any(step.attention == "dense" for step in steps)
         chosen += ["the blocks in dense_blocks"] * any(step.dense for step in steps if step.attention != "dense")
@@ -104,8 +106,9 @@ def _step_line(step: Step) -> str:
     index = "-" if step.index is None else step.index
     attention = step.attention + (f" {step.granularity}" if step.granularity else "")
     window = step.window if step.attention != "dense" else ""
-    calls = f"{step.sparse}/{step.dense}"
+    calls = f"{step.sparse}/{step.dense}" if step.calls else "skipped"
+    density = f"{step.density:.1%}" if step.calls else "-"
     return (
-        f"{index:>4}  {step.sigma:<6.4f}  {step.phase + 1:>5}  {attention:<10}  {window:<13}  {step.density:>6.1%}  "
+        f"{index:>4}  {step.sigma:<6.4f}  {step.phase + 1:>5}  {attention:<10}  {window:<13}  {density:>6}  "
         f"{step.backend or '-':<13}  {calls:>12}  {step.seconds:>7.2f}"
     )

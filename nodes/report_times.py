@@ -26,26 +26,28 @@ def timings(run: Run) -> list[str]:
 
 
 def _compared(steps: list[Step]) -> list[str]:
-    """How long a sparse step took beside a dense one of the same run."""
-    order = sorted(steps, key=lambda step: -step.sigma)
+    """How long a sparse step took beside a dense one of the same run, or a model call where steps make several."""
+    order = sorted((step for step in steps if not step.skipped), key=lambda step: -step.sigma)
     sparse = [step for step in order if step.sparse and not step.dense]
     dense = [step for step in order if step.dense and not step.sparse]
-    if not steps:
-        return ["no step was finished, so none can be compared"]
+    if not order:
+        return ["no step was computed in full, so none can be compared"]
+    unit = "step" if all(step.evaluations == 1 for step in order) else "model call"
     if not sparse and not dense:
         return ["every step ran partly dense, so a sparse step cannot be compared with a dense one"]
     if not dense:
-        return [f"this run has no dense step to compare with; a sparse step took {_time(_median(sparse))}"]
+        return [f"this run has no dense step to compare with; a sparse {unit} took {_time(_median(sparse))}"]
     if not sparse:
-        return [f"this run has no sparse step to compare with; a dense step took {_time(_median(dense))}"]
+        return [f"this run has no sparse step to compare with; a dense {unit} took {_time(_median(dense))}"]
     warm, note = order[0], ""
     # The first step also warms up: it counts only where there is no other of its kind.
     groups = [[step for step in group if step is not warm] or group for group in (sparse, dense)]
     for name, group in zip(("sparse", "dense"), groups):
         if group == [warm]:
             note = f"; the only {name} step is the first one, which also warms up"
-    ratio = _median(groups[0]) / max(_median(groups[1]), 1e-9)
-    text = f"a sparse step took {ratio:.2f} of a dense one: {_time(_median(groups[0]))} of {_time(_median(groups[1]))}"
+    sparse_time, dense_time = (_median(group) for group in groups)
+    ratio = sparse_time / max(dense_time, 1e-9)
+    text = f"a sparse {unit} took {ratio:.2f} of a dense one: {_time(sparse_time)} of {_time(dense_time)}"
     if all(step.blocks for group in groups for step in group):
         inside = [statistics.median(sum(step.blocks) / step.evaluations for step in group) for group in groups]
         text += f" (in the blocks alone {inside[0] / max(inside[1], 1e-9):.2f})"
@@ -66,6 +68,9 @@ def _skipped(run: Run) -> list[str]:
     planned = len(run.sample_sigmas) - 1
     reached = {step.index for step in run.steps.values() if step.index is not None}
     if planned < 1 or not run.finished or run.stopped or len(reached) >= planned:
+        return []
+    # A sampler that goes its own way, as dpm_fast does, calls the model at other sigmas than the planned ones.
+    if any(all(abs(sigma - other) > 1e-5 for other in run.sample_sigmas) for sigma in run.steps):
         return []
     return [f"{planned - len(reached)} of {planned} steps never called the model: another node skipped them"]
 

@@ -39,11 +39,12 @@ for (const job of jobs) {
   }, workflow);
   if (job.run) {
     results[job.name].history = await page.evaluate(async () => {
+      const before = Object.keys(await (await fetch("/history")).json()).length;
       await window.app.queuePrompt(0, 1);
       for (let i = 0; i < 600; i++) {
         const history = await (await fetch("/history")).json();
         const entries = Object.values(history);
-        if (entries.length) return entries.at(-1).status;
+        if (entries.length > before) return entries.at(-1);
         await new Promise((resolve) => setTimeout(resolve, 200));
       }
       return null;

@@ -230,8 +230,8 @@ def test_the_page_sends_the_api_twin(page, name):
 @pytest.mark.browser
 def test_runs_from_the_page(page, server):
     assert page["small"]["errors"] == []
-    assert page["small"]["history"]["status_str"] == "success"
-    outputs = next(iter(server.get("/history").values()))["outputs"]
-    (report,) = [output for output in outputs.values() if output.get("images") and output.get("text")]
+    history = page["small"]["history"]
+    assert history["status"]["status_str"] == "success"
+    (report,) = [output for output in history["outputs"].values() if output.get("images") and output.get("text")]
     assert "schedule from the model file" in report["text"][0]
     assert (server.base / "temp" / report["images"][0]["filename"]).stat().st_size > 2000

@@ -105,6 +105,27 @@ def test_caches_skip_steps(results, name):
     assert results[name]["orders_differ"] == 0
 
 
+@pytest.mark.parametrize("first", ["dense", "bf16"])
+def test_what_a_cache_answered_is_no_step_that_ran(results, first):
+    case = results["cache_report"][first]
+    computed = {"dense": (0, 3, 0), "bf16": (3, 0, 0)}
+    kinds = {attention: set() for attention in computed}
+    for attention, *counts in case["steps"]:
+        assert tuple(counts) in (computed[attention], (0, 0, 1)), attention
+        kinds[attention].add(counts[-1])
+    assert kinds[first] == {0, 1}, "some steps of the first phase are answered from the cache"
+    assert case["text"].count("skipped  ") == sum(skipped for *_, skipped in case["steps"])
+
+
+def test_a_prompt_for_a_part_of_the_picture(results):
+    """The part's calls count with the density of their own grid, and the report names that grid."""
+    case = results["area"]
+    assert any("with the grid 3x4x4" in note for note in case["notes"])
+    for step in case["steps"]:
+        assert (step["evaluations"], step["sparse"], step["dense"]) == (2, 6, 0)
+        assert step["density"] != pytest.approx(step["planned"])
+
+
 def test_context_windows(results):
     """Every window of frames is a model call of its own, with a grid of its own."""
     for order in ("before", "after"):

@@ -149,3 +149,37 @@ def test_control_blocks_are_known_only_where_the_class_says_them(mapping, contex
         vace_blocks = (object(), object())
 
     assert control_blocks(Vace(), {"vace_context": context}) == expected
+
+
+def test_a_dense_call_counts_once_it_ran():
+    call = dense_call()
+    assert call.enter(0)
+    call.leave(0)
+    assert call.step.dense == 0
+    call.settle()
+    assert (call.step.dense, call.step.skipped, call.step.reasons) == (2, 0, {})
+    told = dense_call("a reason")
+    told.settle()
+    assert (told.step.dense, told.step.reasons) == (2, {"a reason": 2})
+
+
+def test_a_dense_call_without_a_mark_was_skipped_where_others_have_marks():
+    call = dense_call("a reason")
+    call.settle(marked=True)
+    assert (call.step.dense, call.step.skipped, call.step.reasons) == (0, 1, {SKIPPED: 0})
+
+
+def test_a_block_that_failed_may_run_again():
+    call = call_of(blocks=1)
+    assert call.enter(0) and not attend(call)
+    call.fail()
+    assert call.step.sparse == 0
+    block(call, 0)
+    call.settle()
+    assert (call.step.sparse, call.step.dense, call.step.reasons) == (1, 0, {})
+
+
+def dense_call(reason: str | None = None) -> Call:
+    clock = BlockClock()
+    clock.prepare(torch.device("cpu"))
+    return Call(Step(0.5, 0, 0, "dense"), 2, clock, dense=2, why_dense=reason)

@@ -12,17 +12,21 @@ def make(sigma: float = 1.0, **values) -> Step:
 
 
 def test_density_mixes_sparse_and_dense():
-    step = make(planned_density=0.1, sparse=3)
+    step = make(planned_density=0.1)
+    for density in (None, 0.1, 0.1):
+        step.attend(density)
     assert step.density == pytest.approx(0.1)
     step.decline("why", 1)
     assert step.density == pytest.approx((3 * 0.1 + 1) / 4)
     assert make().density == 1.0
     assert step.reasons == {"why": 1}
+    step.attend(0.3)
+    assert step.density == pytest.approx((3 * 0.1 + 0.3 + 1) / 5), "calls of other grids count with their own density"
 
 
 def test_work_is_the_mean_over_calls():
     run = Run(None, None, None, 1)
-    run.steps = {1.0: make(planned_density=0.2, sparse=2), 0.5: make(0.5, dense=2)}
+    run.steps = {1.0: make(sparse=2, work=0.4), 0.5: make(0.5, dense=2)}
     assert run.work == pytest.approx(0.6)
 
 

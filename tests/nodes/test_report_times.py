@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import pytest
+from fpsattention.kernels.presets import preset
 from fpsattention.nodes.record import Run, Step
 from fpsattention.nodes.report_image import report_image
-from fpsattention.nodes.report_text import headline
+from fpsattention.nodes.report_text import findings, headline, report_text
 from fpsattention.nodes.report_times import strip_height, timings
 from fpsattention.nodes.settings import Settings
+
+SETTINGS = Settings(preset("mild"), "the test")
 
 
 def run_of(*steps: Step, planned: int | None = None, **values) -> Run:
     run = Run(None, None, None, 1, finished=True, **values)
     run.steps = {step.sigma: step for step in steps}
-    run.sample_sigmas = [1.0] * ((planned or len(steps)) + 1)
+    run.sample_sigmas = [step.sigma for step in steps] + [0.0] * ((planned or len(steps)) + 1 - len(steps))
     for index, step in enumerate(steps):
         step.index = index
     return run
@@ -40,7 +43,23 @@ def test_a_sparse_step_is_compared_with_a_dense_one():
 
 def test_two_evaluations_are_two_calls():
     run = run_of(step(1.0, 4.0, dense=6, evals=2), step(0.9, 2.0, dense=3), step(0.8, 1.0, sparse=6, evals=2))
-    assert "took 0.25 of a dense one: 500.0 ms of 2.00 s" in said(run)
+    assert "a sparse model call took 0.25 of a dense one: 500.0 ms of 2.00 s" in said(run)
+
+
+def test_skipped_steps_are_not_compared():
+    """A step that another node answered from its cache took no time, and says nothing of dense attention."""
+    skipped = step(0.6, 0.001)
+    skipped.skip("the reason")
+    run = run_of(step(1.0, 9.0, dense=3), step(0.8, 2.0, dense=3), skipped, step(0.5, 1.0, sparse=3))
+    assert "a sparse step took 0.50 of a dense one: 1.00 s of 2.00 s" in said(run)
+    alone = run_of(skipped)
+    assert "no step was computed in full, so none can be compared" in said(alone)
+    (line,) = [line for line in report_text(SETTINGS, [alone], {}).splitlines() if "0.6000" in line]
+    assert "skipped" in line and "%" not in line
+    # No bar: the lowest grid line is crossed by nothing, and nothing is hatched.
+    dense = run_of(step(0.6, 0.001, dense=3))
+    dark = [int((report_image(SETTINGS, [run], {})[0, 150:360] < 0.9).any(-1).sum()) for run in (alone, dense)]
+    assert dark[0] < dark[1]
 
 
 def test_a_lone_first_step_is_said_to_warm_up():
@@ -76,13 +95,23 @@ def test_skipped_steps_are_counted_unless_the_run_was_stopped():
     assert headline(run, 1, {}).endswith("(stopped before its first step: cancelled)") and timings(run) == []
 
 
-def test_the_picture_grows_by_the_strip(host):
-    from fpsattention.kernels.presets import preset
+def test_a_sampler_with_sigmas_of_its_own_skipped_nothing():
+    run = run_of(step(1.0, 2.0, dense=3), step(0.77, 2.0, dense=3), planned=4)
+    run.sample_sigmas = [1.0, 0.9, 0.8, 0.7, 0.0]
+    assert "never called" not in said(run)
+    run.sample_sigmas[2] = 0.77
+    assert "2 of 4 steps never called the model" in said(run)
 
-    settings = Settings(preset("mild"), "the test")
-    without = report_image(settings, [run_of(step(1.0, 2.0, dense=3))], {})
+
+def test_a_run_without_a_step_says_that_nothing_was_recorded():
+    run = run_of()
+    assert "no model call was recorded" in "\n".join(findings(run)) and "nothing stayed dense" not in findings(run)
+
+
+def test_the_picture_grows_by_the_strip(host):
+    without = report_image(SETTINGS, [run_of(step(1.0, 2.0, dense=3))], {})
     timed = run_of(step(1.0, 2.0, dense=3, blocks=[0.5, 1.0, 0.0]), step(0.5, 2.0, sparse=3))
-    image = report_image(settings, [timed], {})
+    image = report_image(SETTINGS, [timed], {})
     assert image.shape[1] > without.shape[1]
     colors = {tuple(round(c * 255) for c in pixel) for pixel in image[0, 380:520, ::4].reshape(-1, 3).tolist()}
     assert (8, 48, 107) in colors

@@ -118,7 +118,7 @@ def run_summary(run: Any) -> dict:
                 "sigma": s.sigma, "index": s.index, "phase": s.phase, "attention": s.attention, "density": s.density,
                 "planned": s.planned_density, "backend": s.backend, "sparse": s.sparse, "dense": s.dense,
                 "evaluations": s.evaluations, "grid": list(s.grid), "prefix": s.prefix, "suffix": s.suffix,
-                "reasons": s.reasons, "seconds": s.seconds,
+                "reasons": s.reasons, "seconds": s.seconds, "skipped": s.skipped,
             }
             for s in sorted(run.steps.values(), key=lambda s: -s.sigma)
         ],

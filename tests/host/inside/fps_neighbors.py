@@ -146,6 +146,34 @@ def case_lazycache():
     return both(partial(_node_cache, LazyCacheNode), steps=8)
 
 
+def case_cache_report():
+    """A cache behind ours answers steps of dense and of sparse phases; only what was computed counts."""
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    text, found = pack_module("nodes.report_text"), {}
+    for phases in ("0.80 dense\n0.00 bf16 - 1 1 1", "0.80 bf16 - 1 1 1\n0.00 dense"):
+        patched = _node_cache(EasyCacheNode, apply(MODEL, phases), [])
+        run(patched, steps=12)
+        steps = run_summary(runs(patched)[-1])["steps"]
+        found[phases.split()[1]] = {
+            "steps": [(step["attention"], step["sparse"], step["dense"], step["skipped"]) for step in steps],
+            "text": text.report_text(patched.get_attachment("fpsattention").settings, runs(patched), {}),
+        }
+    return found
+
+
+def case_area():
+    """A prompt for a part of the picture: model calls of one step have two grids."""
+    prompts = [*conditioning(1), [conditioning(2)[0][0], {"area": (8, 8, 0, 0), "strength": 1.0}]]
+    latent = torch.zeros(1, 16, *SIZE)
+    m = apply(MODEL, WINDOW)
+    comfy.sample.sample(
+        m, comfy.sample.prepare_noise(latent, 7), 2, 1.0, "euler", "simple", prompts, conditioning(0), latent,
+        disable_pbar=True, seed=7,
+    )  # fmt: skip
+    return run_summary(runs(m)[-1])
+
+
 def case_skip_layer_guidance():
     from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 
