@@ -24,7 +24,9 @@ from .host import HEAD_DIM, MINIMUM_HOST, default_dtype, host_attention, host_de
 
 # The first release with what the kernels need: descriptors made on the host.
 TRITON = (3, 4)
-_PATH = re.compile(r"(?:[A-Za-z]:\\|(?<![\w.:/~<-])/)(?:[^\s\\/:'\"(),;<>]+[\\/])+")
+_LETTER = r"[^\s\\/:'\"(),;<>]"
+# From a drive, the root or the home folder down to the last folder.
+_PATH = re.compile(rf"(?:[A-Za-z]:\\|(?<![\w.:/~<-])/)(?:{_LETTER}+[\\/])+|~(?:{_LETTER}*[\\/])+")
 
 
 @dataclass
