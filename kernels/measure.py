@@ -127,9 +127,14 @@ def out_of_memory(error: BaseException) -> bool:
     return any(words in str(error).lower() for words in ("out of memory", "can't allocate memory", "not enough memory"))
 
 
+def measured_of(backend: str) -> str:
+    """Return the one kind of attention that is measured of ``backend``: fp8 where it has any."""
+    return "bf16" if backend == "triton-bf16" else "fp8"
+
+
 def _choose_backend(result: Measurement) -> None:
     size = result.wanted
-    attention = "bf16" if size.backend == "triton-bf16" else "fp8"
+    attention = measured_of(size.backend)
     try:
         name, note = choose_backend(size.backend, size.device, size.dtype, size.head_dim, attention)
     except BackendError as error:
@@ -138,8 +143,7 @@ def _choose_backend(result: Measurement) -> None:
     if name is None:
         result.notes.append(f"ours was not measured: {note}, so steps stay dense with backend auto.")
         return
-    if name == "triton-bf16":
-        attention = "bf16"
+    attention = measured_of(name)
     if note:
         result.notes.append(note)
     result.kind = Ours(name, attention, "x1" if attention == "fp8" else None)
@@ -229,7 +233,7 @@ def _run(
     spent = _first_calls(result, clock, costs, tick)
     running = [row for row in result.rows if not row.note]
     total = sum(row.estimate for row in running)
-    goes = min(MOST_REPEATS, int((limit - spent) / total)) if total else 0
+    goes = max(0, min(MOST_REPEATS, int((limit - spent) / total))) if total else 0
     rounds = min(ROUNDS, goes)
     for number in range(rounds):
         repeats = goes // rounds + (number < goes % rounds)
