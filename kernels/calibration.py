@@ -110,6 +110,21 @@ class Calibration:
         key = entry_key(good)
         self.entries = _bounded([old for old in self.entries if entry_key(old) != key] + [good])
 
+    def preferring(self, dense: str) -> Calibration:
+        """Return the entries with the dense times of the attention ``dense`` alone, on every card and head size where
+        it was measured.
+
+        A host may run another dense attention than it did when some of the entries were measured.
+        """
+
+        def place(e: dict) -> tuple:
+            return e["card"], e["head_dim"]
+
+        known = {place(e) for e in self.entries if e["dense_ms"] is not None and e["dense_backend"] == dense}
+        none = {"dense_ms": None, "dense_backend": None}
+        entries = [e | none if place(e) in known and e["dense_backend"] != dense else e for e in self.entries]
+        return Calibration(entries, self.problem)
+
     def milliseconds(
         self,
         card: str,

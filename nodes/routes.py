@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from .host import current_backends, current_card
+from .host import current_backends, current_card, host_attention
 
 PATH = "/fpsattention/calibration"
 
@@ -29,10 +29,10 @@ def register_routes() -> None:
 
 def answer() -> dict:
     """Return the entries of the calibration, the name of the card in use and what backend auto takes there (None where
-    it cannot be told)."""
+    it cannot be told); dense times are those of the host's present attention, where that was measured."""
     from ..kernels.calibration import VERSION, Calibration
 
-    calibration = Calibration.load()
+    calibration = Calibration.load().preferring(host_attention()[0])
     return {
         "card": current_card(),
         "backends": current_backends(),

@@ -175,6 +175,25 @@ def test_dense_steps_have_an_estimate_of_their_own():
     assert estimate([one, two], attention="dense", tokens=2000).ms == pytest.approx(2.0)
 
 
+def test_dense_times_of_the_attention_that_the_host_has_now():
+    old = entry(dense_ms=10.0, dense_backend="attention_pytorch", measured="2026-11-22")
+    sage = entry(tile=[3, 10, 4], tokens=1000, dense_ms=1.0, dense_backend="attention_sage")
+    elsewhere = [entry(card="Card B"), entry(head_dim=64)]
+    calibration = Calibration([old, sage, *elsewhere], "a problem")
+
+    def dense(preferred, **changes):
+        return estimate(calibration.preferring(preferred).entries, attention="dense", **changes).entry
+
+    assert dense("attention_pytorch")["dense_ms"] == 10.0 and dense("attention_sage")["dense_ms"] == 1.0
+    assert (
+        dense("attention_sage", card="Card B") is elsewhere[0] and dense("attention_sage", head_dim=64) is elsewhere[1]
+    )
+    assert dense("never measured") is old
+    preferred = calibration.preferring("attention_sage")
+    assert preferred.problem == "a problem" and preferred.entries[1] is sage and old["dense_ms"] == 10.0
+    assert [e["points"] for e in preferred.entries] == [e["points"] for e in calibration.entries]
+
+
 def test_where_the_file_is(monkeypatch, tmp_path):
     monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "here.json"))
     assert calibration_path() == tmp_path / "here.json"
