@@ -13,7 +13,7 @@ from ..kernels.outlook import PIXELS_PER_TOKEN, StepOutlook, sampler_sigmas, ste
 from ..kernels.patterns import Window, band
 from ..kernels.plan import plans_for
 from ..kernels.schedule import Phase, Schedule, ScheduleError
-from .host import HEAD_DIM, current_backends, current_card
+from .host import HEAD_DIM, current_backends, current_card, host_attention
 from .model_facts import model_facts
 from .video_size import missing_problem, sampling_problem, token_grid, video_words
 
@@ -56,7 +56,10 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Preview:
-    """Everything that picture and table show."""
+    """Everything that picture and table show.
+
+    ``unmeasured`` are the pairs of attention and backend that steps run and that have no estimate.
+    """
 
     schedule: Schedule
     video: str
@@ -68,6 +71,7 @@ class Preview:
     phases: list[PhaseOutlook]
     notes: list[str]
     seconds: list[Seconds]
+    unmeasured: list[tuple[str, str | None]]
     backends: dict[str, str | None] | None = None
 
     @property
@@ -92,13 +96,6 @@ class Preview:
         return all_stay_dense(self.steps, self.backends)
 
     @property
-    def unmeasured(self) -> str:
-        """What must be measured for expected seconds: the backends that run the sparse steps."""
-        runs = self.backends or {}
-        names = dict.fromkeys(runs[step.attention] for step in self.steps if runs.get(step.attention))
-        return " and ".join(names) or "this attention"
-
-    @property
     def dense_steps(self) -> int:
         """Steps that run the host's own attention."""
         return sum(step.attention == "dense" for step in self.steps)
@@ -119,9 +116,10 @@ def outlook(
     models: tuple[tuple[str, int, int], ...] = KNOWN_MODELS,
     head_dim: int = HEAD_DIM,
     backends: dict[str, str | None] | None = None,
+    dense: str | None = None,
 ) -> Preview:
     """Return the outlook; seconds for every (name, layers, heads) of ``models`` that ``calibration`` knows ``card``
-    and ``backends`` for."""
+    and ``backends`` for. ``dense`` is the attention that the host's dense steps run."""
     sigmas = sampler_sigmas(steps, shift)[:-1]
     outlooks = step_outlooks(schedule, grid, sigmas, slots=slots, tile=tile)
     phases = []
@@ -131,15 +129,32 @@ def outlook(
         tiling = alone.tiling(0.0)
         here = [step for step in outlooks if step.phase == index]
         phases.append(PhaseOutlook(index, phase, here, tiling, _axes(phase, tiling), alone.density(0.0)))
+    calibration = calibration or Calibration()
+    tiles = {"slots": slots, "tile": choose_tiling(grid, slots, tile).tile, "backends": backends}
+
+    def expected(some: list[StepOutlook], layers: int, heads: int) -> RunSeconds | None:
+        return run_seconds(calibration, card, schedule, some, grid.tokens, heads, layers, head_dim, **tiles)
+
     seconds = []
-    asked = {"slots": slots, "tile": choose_tiling(grid, slots, tile).tile, "backends": backends}
-    for name, layers, heads in models if calibration is not None else ():
-        found = run_seconds(calibration, card, schedule, outlooks, grid.tokens, heads, layers, head_dim, **asked)
+    for name, layers, heads in models:
+        found = expected(outlooks, layers, heads)
         if found is not None:
-            seconds.append(
-                Seconds(name, layers, heads, found.seconds, found.dense_seconds, found.steps, _source(found))
-            )
-    return Preview(schedule, video, grid, shift, slots, tile, outlooks, phases, list(notes or []), seconds, backends)
+            beside = calibration.milliseconds(card, grid.tokens, heads, head_dim, "dense", None, 1.0)
+            source = _source(found, beside and beside.entry["dense_backend"], dense)
+            seconds.append(Seconds(name, layers, heads, found.seconds, found.dense_seconds, found.steps, source))
+    kinds = {_runs(step, backends): step for step in outlooks}
+    missing = [kind for kind, step in kinds.items() if expected([step], 1, 1) is None]
+    notes = list(notes or [])
+    return Preview(schedule, video, grid, shift, slots, tile, outlooks, phases, notes, seconds, missing, backends)
+
+
+def _runs(step: StepOutlook, backends: dict[str, str | None] | None) -> tuple[str, str | None]:
+    """Return what a step runs: its attention, as it is measured, and the backend; None where that is the host's own or
+    not known."""
+    backend = (backends or {}).get(step.attention)
+    if backends is not None and backend is None:
+        return "dense", None
+    return ("bf16" if backend == "triton-bf16" else step.attention), backend
 
 
 def _axes(phase: Phase, tiling: Tiling) -> tuple[tuple[int, int, int], ...] | None:
@@ -153,11 +168,14 @@ def _axes(phase: Phase, tiling: Tiling) -> tuple[tuple[int, int, int], ...] | No
     return tuple(axes)
 
 
-def _source(found: RunSeconds) -> str:
-    """Return what the seconds come from."""
+def _source(found: RunSeconds, measured: str | None, dense: str | None) -> str:
+    """Return what the seconds come from; ``measured`` is the dense attention of their dense times, ``dense`` what the
+    host runs now."""
     entry = found.entry
     said = f"measured {entry['measured'][:10]} on {', '.join(found.ran)} with {entry['tokens']:,} tokens and "
     said += f"{entry['heads']} heads" + (", scaled" if found.scaled else "")
+    if None not in (measured, dense) and measured != dense:
+        said += f"; dense times are of {measured}, the host now runs {dense}, which was not measured"
     return said + ("; sparse steps that stay dense here count as dense" if found.stays_dense else "")
 
 
@@ -185,7 +203,8 @@ def make_preview(
         notes.append(f"taken from the model: {', '.join(taken)}.")
         notes += [facts.problem] if facts.problem else []
     grid = token_grid(width, height, frames, pixels)
-    calibration = Calibration.load()
+    dense, _ = host_attention()
+    calibration = Calibration.load().preferring(dense)
     notes += [calibration.problem] if calibration.problem else []
     card = current_card()
     preview = outlook(
@@ -200,6 +219,7 @@ def make_preview(
         models=models,
         head_dim=head_dim,
         backends=backends,
+        dense=dense,
         **tiles,
     )
     return preview, card

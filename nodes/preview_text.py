@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..kernels.measure import measured_of
 from .preview_outlook import PhaseOutlook, Preview
 
 # Steps in a row that are alike are told in one line beyond this many.
@@ -55,13 +56,7 @@ def tiles_line(phase: PhaseOutlook) -> str:
 def seconds_lines(preview: Preview, card: str | None) -> list[str]:
     """Return the expected seconds, or what to do to get them."""
     if not preview.seconds:
-        where = f" on {card}" if card else ""
-        if preview.stays_dense:
-            return [f"No expected seconds: sparse steps stay dense{where}; FPSAttention Check says what is missing."]
-        return [
-            f"No expected seconds: {preview.unmeasured} was not measured{where} yet. "
-            "Run FPSAttention Benchmark once, and they appear here and in the editor."
-        ]
+        return [f"No expected seconds: {_why_none(preview, f' on {card}' if card else '')}"]
     lines = []
     for found in preview.seconds:
         text = (
@@ -75,6 +70,24 @@ def seconds_lines(preview: Preview, card: str | None) -> list[str]:
             f"On {card}. A cfg above 1 means two model calls per step; everything else in a step comes on top."
         )
     return lines
+
+
+def _why_none(preview: Preview, where: str) -> str:
+    if preview.stays_dense:
+        return f"sparse steps stay dense{where}; FPSAttention Check says what is missing."
+    if preview.work is None:
+        return "a selector decides while sampling what there is to do."
+    # Dense attention is measured beside every other.
+    kinds = [kind for kind in preview.unmeasured if kind[0] != "dense"] or [("dense attention", None)]
+    names = [" on ".join(filter(None, kind)) for kind in kinds]
+    never = [name for name, (attention, backend) in zip(names, kinds) if backend and attention != measured_of(backend)]
+    if never:
+        return f"FPSAttention Benchmark does not measure {' and '.join(never)}."
+    backends = " and once with ".join(backend for _, backend in kinds if backend)
+    return (
+        f"{' and '.join(names)} {'was' if len(names) == 1 else 'were'} not measured{where} yet. Run FPSAttention "
+        f"Benchmark once{f' with backend {backends}' if backends else ''}, and they appear here and in the editor."
+    )
 
 
 def preview_text(preview: Preview, card: str | None) -> str:

@@ -10,16 +10,17 @@ from fpsattention.kernels.calibration import Calibration
 from fpsattention.kernels.calibration_file import ENVIRONMENT
 from fpsattention.kernels.checkpoint import Header
 from fpsattention.kernels.grid import GridError
+from fpsattention.kernels.measure import measured_of
 from fpsattention.kernels.patterns import Window
 from fpsattention.kernels.presets import PRESETS, preset
 from fpsattention.kernels.schedule import Schedule, ScheduleError
-from fpsattention.nodes import preview_outlook
+from fpsattention.nodes import preview_outlook, routes
 from fpsattention.nodes.drawing import WIDTH
 from fpsattention.nodes.host import current_card
 from fpsattention.nodes.patch import PatchError, apply_patch
 from fpsattention.nodes.preview_image import preview_image
 from fpsattention.nodes.preview_outlook import make_preview
-from fpsattention.nodes.preview_text import MAX_LINES, headline, preview_text
+from fpsattention.nodes.preview_text import MAX_LINES, headline, preview_text, seconds_lines
 from fpsattention.nodes.settings import choose_settings
 
 WIDE = Schedule.parse("0.90 dense\n0.50 bf16 - 9 50% all\n0.00 fp8 x1 all all all")
@@ -150,7 +151,10 @@ def test_seconds_only_where_this_card_was_measured(calibration):
     few = preset("few-step")
     measured(calibration, card="another card")
     preview, card = make_preview(few, 832, 480, 81, 4, 5.0)
-    assert preview.seconds == [] and "reference was not measured on CPU" in preview_text(preview, card)
+    assert preview.seconds == [] and seconds_lines(preview, card) == [
+        f"No expected seconds: fp8 on reference was not measured on {card} yet. Run FPSAttention Benchmark once with "
+        "backend reference, and they appear here and in the editor."
+    ]
     measured(calibration)
     preview, card = make_preview(few, 832, 480, 81, 4, 5.0)
     small, large = preview.seconds
@@ -168,6 +172,67 @@ def test_one_step_without_a_measurement_means_no_seconds(calibration):
     assert make_preview(Schedule.parse("0.9 bf16 - all 5 5\n0 fp8 x1 all 5 5"), 832, 480, 81, 4, 5.0)[0].seconds == []
     measured(calibration, attention="bf16", granularity=None)
     assert len(make_preview(Schedule.parse("0 bf16 - all 5 5"), 832, 480, 81, 4, 5.0)[0].seconds) == 2
+
+
+CARD = {"fp8": "triton-fp8", "bf16": "triton-bf16"}
+REFERENCE = {"fp8": "reference", "bf16": "reference"}
+BF16, BOTH = "0 bf16 - all 5 5", "0.9 dense\n0.5 bf16 - all 5 5\n0 fp8 x2 all 5 5"
+
+
+@pytest.mark.parametrize(
+    "backends, there, schedule, words",
+    [
+        (CARD, "triton-fp8", BF16, "bf16 on triton-bf16 was not measured on CPU yet. Run FPSAttention Benchmark once "
+         "with backend triton-bf16, and they appear here and in the editor."),
+        (CARD, "triton-fp8", BOTH, "bf16 on triton-bf16 was not measured on CPU yet. Run FPSAttention Benchmark once "
+         "with backend triton-bf16, and"),
+        (CARD, None, BOTH, "bf16 on triton-bf16 and fp8 on triton-fp8 were not measured on CPU yet. Run FPSAttention "
+         "Benchmark once with backend triton-bf16 and once with triton-fp8, and"),
+        (CARD | {"fp8": "triton-bf16"}, None, BOTH, "bf16 on triton-bf16 was not measured"),
+        (REFERENCE, "reference", BF16, "FPSAttention Benchmark does not measure bf16 on reference."),
+        (REFERENCE, None, BOTH, "FPSAttention Benchmark does not measure bf16 on reference."),
+        (None, None, BOTH, "bf16 and fp8 were not measured on CPU yet. Run FPSAttention Benchmark once, and"),
+        (CARD, None, "0 dense", "dense attention was not measured on CPU yet. Run FPSAttention Benchmark once, and"),
+        (CARD | {"bf16": None}, "triton-fp8", BOTH, None),
+    ],
+)  # fmt: skip
+def test_what_is_not_measured_is_named_and_how_to(calibration, monkeypatch, backends, there, schedule, words):
+    if there is not None:
+        measured(calibration, backend=there)
+    runs_here(monkeypatch, backends)
+    preview, card = make_preview(Schedule.parse(schedule), 832, 480, 81, 20, 5.0)
+    line = seconds_lines(preview, card)[0].replace(card, "CPU")
+    assert line.startswith(f"No expected seconds: {words}" if words else "Expected self-attention"), line
+
+
+def test_following_the_advice_gives_seconds(calibration, monkeypatch):
+    """What a benchmark of the backend that is named would keep is what was missing."""
+    runs_here(monkeypatch, CARD)
+    for left in (2, 1, 0):
+        preview, _ = make_preview(Schedule.parse(BOTH), 832, 480, 81, 20, 5.0)
+        assert len(preview.unmeasured) == left + (left == 2) and bool(preview.seconds) == (left == 0)
+        if left:
+            attention, backend = preview.unmeasured[-1]
+            assert attention == measured_of(backend)
+            measured(calibration, backend=backend, attention=attention)
+
+
+def test_dense_times_are_those_of_the_present_host(calibration, monkeypatch):
+    """Started again with another attention, the host's dense steps take other times."""
+    few = preset("few-step")
+    measured(calibration, dense_ms=100.0)
+    (line, *_) = seconds_lines(*make_preview(few, 832, 480, 81, 4, 5.0))
+    assert "instead of 12.0 s dense" in line and "dense times" not in line
+    monkeypatch.setattr(preview_outlook, "host_attention", lambda: ("attention_sage", None))
+    (line, *_) = seconds_lines(*make_preview(few, 832, 480, 81, 4, 5.0))
+    assert "12.0 s dense" in line and "; dense times are of torch, the host now runs attention_sage, which was" in line
+    measured(calibration, tile=[3, 10, 4], dense_ms=40.0, dense_backend="attention_sage", measured="2026-11-01")
+    preview, card = make_preview(few, 832, 480, 81, 4, 5.0)
+    assert preview.seconds[0].dense == pytest.approx(4.8) and preview.seconds[0].steps[0] == pytest.approx(1.2)
+    assert "dense times" not in preview_text(preview, card)
+    # The editor works with the same entries.
+    monkeypatch.setattr(routes, "host_attention", lambda: ("attention_sage", None))
+    assert [entry["dense_ms"] for entry in routes.answer()["entries"]] == [None, 40.0]
 
 
 def runs_here(monkeypatch, backends) -> None:
