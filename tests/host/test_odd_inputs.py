@@ -80,9 +80,37 @@ def test_a_linked_text_reaches_the_schedule_node(ready):
         "10": apply(schedule=["9", 0]),
     }
     assert "bf16" in text_of(ready, graph(extra, ["10", 0]))
-    extra["11"]["inputs"]["value"] = "0.5 bf16 - 1 -1 1\n0.00 dense"
-    with pytest.raises(ComfyHostError, match=r"line 1, column 14: the extent -1 is not positive"):
+
+
+BAD = "0.5 bf16 - 1 -1 1\n0.00 dense"
+BAD_SENTENCE = "line 1, column 14: the extent -1 is not positive; write at least 1, or all."
+
+
+@pytest.mark.parametrize("node", ["FPSAttentionSchedule", "FPSAttentionApply", "FPSAttentionPreview"])
+def test_a_bad_linked_text_fails_with_one_sentence(ready, node):
+    """What the page and the log then show: our sentence alone, of our error, and no other error behind it."""
+    inputs = {"schedule": ["11", 0]}
+    if node == "FPSAttentionSchedule":
+        extra = {"9": {"class_type": node, "inputs": {"preset": "custom"} | inputs}, "10": apply(schedule=["9", 0])}
+    elif node == "FPSAttentionApply":
+        extra = {"10": apply(**inputs)}
+    else:
+        size = {"width": 128, "height": 96, "frames": 9, "steps": 4, "shift": 5.0}
+        extra = {"10": apply(), "12": {"class_type": node, "inputs": size | inputs}}
+    extra |= {"1": loader("plain.safetensors"), "11": {"class_type": "PrimitiveString", "inputs": {"value": BAD}}}
+    logged = len(ready.log())
+    with pytest.raises(ComfyHostError) as failed:
         ready.prompt(graph(extra, ["10", 0]))
+    assert str(failed.value) == f"{node}: {BAD_SENTENCE}"
+    (entry,) = ready.get("/history?max_items=1").values()
+    (error,) = [message for kind, message in entry["status"]["messages"] if kind == "execution_error"]
+    assert error["node_type"] == node and error["exception_message"].strip() == BAD_SENTENCE
+    assert error["exception_type"].endswith("kernels.schedule.ScheduleError")
+    # The host logs the traceback of every node that raises: there is one, and its last line is the sentence.
+    log = ready.log()[logged:]
+    assert log.count("Traceback (most recent call last)") == 1
+    (last,) = [line for line in log.splitlines() if BAD_SENTENCE in line and "!!!" not in line]
+    assert last.endswith(f"ScheduleError: {BAD_SENTENCE}")
 
 
 def test_two_of_our_nodes_in_a_row_say_who_wins(ready):

@@ -19,7 +19,6 @@ def test_no_text_in_a_widget_gets_past_with_anything_but_a_sentence(results):
 def test_no_linked_text_raises_anything_but_a_sentence(results):
     case = results["links"]
     assert case["wrong"] == [] and case["raised"] > 4000 and case["ran"] > 20
-    assert "Traceback" not in results.log
 
 
 def test_what_a_profile_takes_over_links_is_looked_at(results):
