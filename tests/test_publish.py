@@ -132,7 +132,8 @@ def test_unsafe_calls_are_checked():
 def test_pictures_of_the_readme_are_there():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
-    assert pictures
+    pictures += re.findall(r"""<img\b[^>]*?\bsrc=["']?([^"'\s>]+)""", text)
+    assert "docs/images/editor.png" in pictures
     tracked = listed()
     assert [target for target in pictures if not target.startswith("https://") and target not in tracked] == []
 
