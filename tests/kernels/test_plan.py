@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import numpy as np
@@ -237,23 +238,28 @@ def test_the_first_plan_of_a_720p_clip_takes_a_moment():
 
 
 def test_a_phase_change_at_720p_takes_milliseconds(show_at_end):
-    """75,600 tokens, 40 heads, the tiling known: 5 ms are the aim, three times that fails."""
-    lines = []
+    """75,600 tokens, 40 heads, the tiling known: 5 ms; a shared machine gets three times that unless FPS_STRICT=1."""
+    most = 5e-3 * (1 if os.environ.get("FPS_STRICT") == "1" else 3)
+    lines, slow = [], []
     for name in PRESETS:
         plans = plans_for(preset(name), P720, 40)
         for phase in plans.schedule.phases:
             if phase.attention == "dense":
                 continue
             times = []
-            for _ in range(5):
+            for _ in range(25):
                 _kept.clear()
                 _density.cache_clear()
                 start = time.process_time()
                 plans.at(phase.until)
                 times.append(time.process_time() - start)
-            lines.append(f"{name:<9} until {phase.until:.2f}: {sorted(times)[2] * 1e3:4.1f} ms")
-            assert min(times) < 15e-3
+            median = sorted(times)[12]
+            lines.append(
+                f"{name:<9} until {phase.until:.2f}: {median * 1e3:4.1f} ms of 5, fastest {min(times) * 1e3:.1f}"
+            )
+            slow += lines[-1:] if median > most else []
     show_at_end("building a phase's plan at 75,600 tokens, 40 heads", "\n".join(lines))
+    assert slow == []
 
 
 def test_layers_are_what_at_gives_one_by_one():
