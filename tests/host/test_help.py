@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import urllib.error
 import urllib.request
@@ -46,6 +47,24 @@ def test_a_page_names_every_input_and_is_served(server, info, page):
         for name in info[node]["input"].get(section, {}):
             assert re.search(rf"\b{name}\b", text), f"{page} does not tell what {name} is"
     assert served(server, f"docs/{page.as_posix()}").decode() == text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_a_page_names_every_output(info, page):
+    """A row each in the table of outputs, or a line where there is but one, in the node's order."""
+    node = page.stem if page.parent == Path() else page.parent.name
+    assert outputs_told(text_of(page)) == info[node]["output_name"]
+
+
+def outputs_told(text: str) -> list[str]:
+    """The first column of the table whose heading is output, and what lines beginning with that word name."""
+    lines = text.splitlines()
+    told = [found[1] for line in lines if (found := re.match(r"\*\*(?:Output|输出)\*\*[ :：]*(\w+)", line, re.ASCII))]
+    tables = [i for i, line in enumerate(lines) if line.startswith(("| output |", "| 输出 |"))]
+    for start in tables:
+        rows = itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
+        told += [re.match(r"\| (\w+)", row, re.ASCII)[1] for row in rows]
+    return told
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
