@@ -16,8 +16,10 @@ const AROUND = 290;
 const LOOK = 300;
 const RESTORE = 3000;
 
-/** What the host's card has measured; asked once, and again after every run. */
+/** What the host's card has measured. The server may start Triton to answer, so it is asked when an editor is shown
+ * first, and again after a run. */
 const measured = { card: null, entries: [], backends: null };
+let current = false;
 let asked = 0;
 let answered = 0;
 
@@ -30,6 +32,7 @@ function usable(entry) {
 }
 
 async function askMeasured() {
+  current = true;
   const turn = ++asked;
   try {
     const response = await api.fetchApi("/fpsattention/calibration");
@@ -53,23 +56,42 @@ function linkOf(node, name) {
   return slot >= 0 && node.graph && node.isInputConnected(slot) ? node.getInputLink(slot) : null;
 }
 
+/** The nodes that stand for a subgraph, wherever in the workflow. */
+function standIns(subgraph) {
+  const root = app.rootGraph ?? app.graph;
+  const graphs = [root, ...(root?.subgraphs?.values?.() ?? [])];
+  return graphs.flatMap((graph) => (graph?.nodes ?? graph?._nodes ?? []).filter((node) => node.subgraph === subgraph));
+}
+
+/** Where a widget's value is: a node and its widget, also the one outside that a subgraph shows in its place; or the link
+ * from another node that decides it. What several nodes show for one subgraph has several values, so it is a link too. */
+function held(node, name) {
+  const link = linkOf(node, name);
+  if (link === null) return { node, widget: widgetOf(node, name), link };
+  if (String(link.origin_id) !== String(node.graph.inputNode?.id)) return { node, widget: null, link };
+  const input = node.graph.inputs?.[link.origin_slot]?.name;
+  const [outside, another] = standIns(node.graph);
+  const slot = outside?.inputs?.find((each) => each.name === input);
+  return slot?.widget && !another ? held(outside, slot.widget.name) : { node, widget: null, link };
+}
+
+const HOLDS_TEXT = ["PrimitiveNode", "PrimitiveString", "PrimitiveStringMultiline"];
+
 /** The text of the node that a link comes from, if it is one that only holds text. */
 function linkedText(node, link) {
   const source = node.graph.getNodeById(link.origin_id);
-  if (!source || !/^(Primitive|String)/.test(source.type ?? "") || source.widgets?.length !== 1) return null;
-  const { value } = source.widgets[0];
+  if (!HOLDS_TEXT.includes(source?.type) || !source.widgets?.length) return null;
+  const value = held(source, source.widgets[0].name).widget?.value;
   return typeof value === "string" ? { text: value, source: source.title ?? source.type } : null;
 }
 
 function readNode(node) {
-  const text = widgetOf(node, "schedule")?.value;
-  const chosen = widgetOf(node, "preset")?.value;
-  const preset = typeof chosen === "string" && chosen !== CUSTOM ? chosen : null;
-  const found = { text: typeof text === "string" ? text : String(text ?? ""), preset, linked: null, source: null };
-  if (linkOf(node, "preset") !== null) return { ...found, linked: "preset" };
-  const link = linkOf(node, "schedule");
-  if (link === null || preset !== null) return found;
-  return { ...found, linked: "text", ...linkedText(node, link) };
+  const [text, chosen] = [held(node, "schedule"), held(node, "preset")];
+  const preset = typeof chosen.widget?.value === "string" && chosen.widget.value !== CUSTOM ? chosen.widget.value : null;
+  const found = { text: String(text.widget?.value ?? ""), preset, linked: null, source: null };
+  if (chosen.link) return { ...found, linked: "preset" };
+  if (!text.link) return found;
+  return preset === null ? { ...found, linked: "text", ...linkedText(text.node, text.link) } : { ...found, linked: "unused" };
 }
 
 /** Do `change` as one step of the host's undo. */
@@ -83,16 +105,16 @@ function asOneChange(node, change) {
   }
 }
 
-function assign(node, name, value) {
-  const widget = widgetOf(node, name);
+function assign({ node, widget }, value) {
   if (!widget || widget.value === value) return;
   widget.value = value;
   widget.callback?.(value, app.canvas, node);
 }
 
+/** The text comes first: the editor shows what is chosen at every moment, and in between that is still the preset. */
 function writeText(node, text) {
-  assign(node, "preset", CUSTOM);
-  assign(node, "schedule", text);
+  assign(held(node, "schedule"), text);
+  assign(held(node, "preset"), CUSTOM);
 }
 
 /** Where the focus is, and where it goes again when an undo has replaced the node. */
@@ -209,7 +231,9 @@ function addEditor(node, container, locale) {
   for (const name of ["copy", "cut", "paste"]) element.addEventListener(name, (event) => event.stopPropagation());
   element.addEventListener("focusin", ({ target }) => {
     const row = target.closest("[data-phase]");
-    place = row && { id: node.id, at: `${row.dataset.phase}.${target.dataset.column}` };
+    const { view, preset } = target.dataset;
+    const at = row ? `${row.dataset.phase}.${target.dataset.column}` : view ? `view.${view}` : preset && `preset.${preset}`;
+    place = at ? { id: node.id, at } : null;
   });
   return editor;
 }
@@ -223,6 +247,7 @@ function openEditor(node, container) {
   const locale = localeNow();
   open.set(node, { node, container, locale, editor: addEditor(node, container, locale), missing: 0 });
   timer ??= setInterval(lookAtAll, LOOK);
+  if (!current) askMeasured();
   const look = () => open.has(node) && lookAt(open.get(node), isLight());
   requestAnimationFrame(() => requestAnimationFrame(look));
 }
@@ -279,7 +304,6 @@ function after(owner, name, more) {
 
 app.registerExtension({
   name: "fpsattention.schedule",
-  setup: askMeasured,
   nodeCreated(node) {
     if ((node.comfyClass ?? node.constructor?.comfyClass) !== NODE || !node.addDOMWidget) return;
     const container = addHolder(node);
@@ -304,4 +328,7 @@ app.registerExtension({
   },
 });
 
-api.addEventListener("execution_success", askMeasured);
+api.addEventListener("execution_success", () => {
+  current = false;
+  if (open.size) askMeasured();
+});

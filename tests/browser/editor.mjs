@@ -7,7 +7,9 @@ import { readFileSync } from "node:fs";
 import { checks as edits } from "./editor_edits.mjs";
 import { checks as hard, countHeld } from "./editor_hard.mjs";
 import { checks as others } from "./editor_host.mjs";
+import { checks as linked } from "./editor_linked.mjs";
 import { tools } from "./editor_page.mjs";
+import { checks as slips } from "./editor_slips.mjs";
 
 const require = createRequire(process.env.PLAYWRIGHT_FOLDER + "/");
 const { chromium } = require("playwright-core");
@@ -25,9 +27,11 @@ const context = await chromium.launchPersistentContext(profile, {
 await context.route("**/*", (route) =>
   new URL(route.request().url()).hostname === "127.0.0.1" ? route.continue() : route.abort());
 /** What the server would tell about the card. */
-const measured = { answer: { card: null, entries: [] } };
-await context.route("**/fpsattention/calibration", async (route) =>
-  route.fulfill((await measured.fulfill) ?? { json: measured.answer }));
+const measured = { answer: { card: null, entries: [] }, asked: 0 };
+await context.route("**/fpsattention/calibration", async (route) => {
+  measured.asked++;
+  return route.fulfill((await measured.fulfill) ?? { json: measured.answer });
+});
 if (job.selectors) {
   // A pack with selectors, as it would be generated.
   await context.route("**/core/known.js", async (route) => {
@@ -59,10 +63,11 @@ async function open() {
 }
 
 const shared = { page, job, errors, measured, ...tools(page, job) };
-const checks = { ...edits(shared), ...others(shared), ...hard(shared) };
+const checks = { ...edits(shared), ...others(shared), ...hard(shared), ...linked(shared), ...slips(shared) };
 const results = {};
 await open();
 const startup = errors.splice(0);
+const askedEarly = measured.asked;
 for (const name of job.checks) {
   try {
     results[name] = await checks[name]();
@@ -71,5 +76,5 @@ for (const name of job.checks) {
     await shared.shot(`failed-${job.name}-${name}`).catch(() => {});
   }
 }
-console.log("FPS-PAGE " + JSON.stringify({ results, errors, startup }));
+console.log("FPS-PAGE " + JSON.stringify({ results, errors, startup, askedEarly }));
 await context.close();

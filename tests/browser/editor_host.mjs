@@ -63,8 +63,10 @@ export const checks = (
       const slot = inner.inputs.find((input) => (input.widget?.name ?? input.name) === "schedule");
       subgraph.addInput("schedule", "STRING").connect(slot, inner);
     });
-    await page.waitForFunction(() => document.querySelector(".fps-note:not([hidden])"));
+    await page.waitForFunction(() => document.querySelector(".fps-editor")?.getBoundingClientRect().width > 50);
+    await settle(800);
     const note = await page.locator(".fps-note").innerText();
+    await fill(row(1, "w"), "35%");
     const prompt = await page.evaluate(async () => {
       app.canvas.setGraph(app.rootGraph ?? app.graph);
       return (await app.graphToPrompt()).output;
@@ -140,16 +142,29 @@ export const checks = (
   },
 
   async seconds() {
-    await load(workflow(job.mild));
     const line = () => page.locator(".fps-seconds").innerText();
-    const seen = [await line()];
+    const ran = () => page.evaluate(() =>
+      window.comfyAPI.api.api.dispatchEvent(new CustomEvent("execution_success", { detail: {} })));
+    const seen = [];
     const tell = async (next) => {
       measured.answer = next;
-      await page.evaluate(() =>
-        window.comfyAPI.api.api.dispatchEvent(new CustomEvent("execution_success", { detail: {} })));
+      await ran();
       await settle();
       seen.push(await line());
     };
+    await page.evaluate(() => app.graph.clear());
+    await settle(1000);
+    const before = measured.asked;
+    measured.answer = { card: "NVIDIA H200", entries: job.entries };
+    await ran(); // no editor is shown
+    await settle();
+    const asked = [measured.asked - before];
+    await load(workflow(job.mild));
+    await settle();
+    seen.push(await line());
+    asked.push(measured.asked - before);
+    await tell({ card: null, entries: [] });
+    asked.push(measured.asked - before);
     await tell({ card: "NVIDIA H200", entries: job.entries });
     await tell({ card: "another", entries: job.entries });
     await tell({ card: "NVIDIA H200", entries: job.entries });
@@ -164,7 +179,7 @@ export const checks = (
     await tell({ card: "NVIDIA H200", entries: job.entries, backends: idle });
     await tell({ card: "NVIDIA H200", entries: [], backends: idle });
     measured.answer = { card: null, entries: [] };
-    return { seen };
+    return { seen, asked };
   },
 
   async selectors() {

@@ -72,18 +72,6 @@ def anything() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def shots(tmp_path_factory) -> str:
-    folder = Path(os.environ.get("FPS_SHOTS") or tmp_path_factory.mktemp("shots"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return str(folder)
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "nodes-2"])
-def renderer(request) -> bool:
-    return request.param
-
-
-@pytest.fixture(scope="module")
 def job(renderer, shots) -> dict:
     return {
         "name": "nodes-2" if renderer else "canvas",
@@ -99,32 +87,11 @@ def job(renderer, shots) -> dict:
     }
 
 
-def settings(renderer: bool, theme: str = "dark", locale: str = "en") -> dict:
-    return {
-        "Comfy.TutorialCompleted": True,
-        "Comfy.VueNodes.Enabled": renderer,
-        "Comfy.VueNodes.AutoScaleLayout": False,
-        "Comfy.Workflow.ShowMissingModelsWarning": False,
-        "Comfy.ColorPalette": theme,
-        "Comfy.Locale": locale,
-    }
-
-
 @pytest.fixture(scope="module")
-def page(server, drive, renderer, job):
+def page(server, drive, renderer, job, editor_settings):
     """What every check found, in one page."""
-    found = drive(server, "editor.mjs", job | {"checks": CHECKS}, settings(renderer), timeout=600)
-    assert found["startup"] == []
-    return found
-
-
-@pytest.fixture
-def check(page, request):
-    """The findings of the check that the test is named after."""
-    name = request.node.originalname.removeprefix("test_")
-    words = name.split("_")
-    found = page["results"][words[0] + "".join(word.capitalize() for word in words[1:])]
-    assert "failed" not in found, found["failed"]
+    found = drive(server, "editor.mjs", job | {"checks": CHECKS}, editor_settings(renderer), timeout=600)
+    assert found["startup"] == [] and found["askedEarly"] == 0, "the server starts Triton to answer"
     return found
 
 
@@ -216,9 +183,9 @@ def test_subgraph(check):
 
 
 def test_promoted(check):
-    """Where a subgraph offers the text outside, the editor inside is read-only, and the outer text is sent."""
-    assert check["note"].startswith("Read-only")
-    assert ["FPSAttentionSchedule", PRESETS["mild"]] in check["prompt"]
+    """Where a subgraph offers the text outside, the editor inside works on that one."""
+    assert not check["note"].startswith("Read-only")
+    assert ["FPSAttentionSchedule", PRESETS["mild"].replace("all 60% 60%", "all 60% 35%")] in check["prompt"]
 
 
 def test_linked(check):
@@ -263,8 +230,9 @@ def test_zoom(check):
 
 def test_seconds(check):
     """Seconds only where the current card was measured, and named as such."""
-    before, known, other, _, again, last, scaled, unlike, idle, nothing = check["seen"]
-    assert before == other == unlike == "Seconds appear once the FPSAttention Benchmark node has measured this card."
+    first, before, known, other, _, again, last, scaled, unlike, idle, nothing = check["seen"]
+    assert first == known and check["asked"] == [0, 1, 2], "asked with the first editor, and after runs beside one"
+    assert before == other == unlike and before.startswith("Seconds appear once the FPSAttention Benchmark node has")
     # 20 steps of 30 layers: 9 dense, 11 at 41 % (224 of 546 tiles, weighted by their tokens)
     assert known.startswith("4.9 s of attention instead of 7.3 s") and "on NVIDIA H200 with triton-fp8" in known
     assert "from 32,760 tokens measured on NVIDIA H200" in scaled
@@ -372,10 +340,10 @@ def test_no_error_of_ours(page):
 
 
 @pytest.fixture(scope="module", params=[("dark", "en"), ("light", "zh")], ids=["dark-en", "light-zh"])
-def look(request, server, drive, renderer, job):
+def look(request, server, drive, renderer, job, editor_settings):
     theme, locale = request.param
     made = job | {"checks": ["look"], "theme": theme, "locale": locale}
-    found = drive(server, "editor.mjs", made, settings(renderer, theme, locale))
+    found = drive(server, "editor.mjs", made, editor_settings(renderer, theme, locale))
     server.post("/settings/Comfy.Locale", "en")
     assert found["errors"] == []
     return found["results"]["look"] | {"locale": locale}
@@ -396,10 +364,10 @@ def test_accessible(look):
         assert look[state] == [], state
 
 
-def test_selectors(server, drive, renderer, job):
+def test_selectors(server, drive, renderer, job, editor_settings):
     """Words that a pack with selectors knows survive, and can be chosen and given arguments."""
     made = job | {"checks": ["selectors"], "selectors": ["cdf", "sta", "svg"]}
-    found = drive(server, "editor.mjs", made, settings(renderer))
+    found = drive(server, "editor.mjs", made, editor_settings(renderer))
     assert found["errors"] == []
     found = found["results"]["selectors"]
     assert "failed" not in found, found.get("failed")
@@ -415,11 +383,11 @@ def test_selectors(server, drive, renderer, job):
 
 
 @pytest.mark.skipif(os.environ.get("FPS_WRITE_IMAGES") != "1", reason="FPS_WRITE_IMAGES=1 writes the README's picture")
-def test_image(server, drive, renderer, job):
+def test_image(server, drive, renderer, job, editor_settings):
     if not renderer:
         pytest.skip("the picture is of Nodes 2.0")
     made = job | {"checks": ["image"], "images": True, "image": str(IMAGE)}
     IMAGE.parent.mkdir(parents=True, exist_ok=True)
-    plain = settings(renderer) | {"Comfy.NodeBadge.NodeSourceBadgeMode": "None"}
+    plain = editor_settings(renderer) | {"Comfy.NodeBadge.NodeSourceBadgeMode": "None"}
     found = drive(server, "editor.mjs", made, plain)["results"]["image"]
     assert "failed" not in found, found.get("failed")

@@ -14,7 +14,8 @@ const en = {
   secondsScaled:
     "for the run at one pass a step (CFG takes two), from {tokens} tokens measured on {card} with {backend}",
   staysDense: "On this machine sparse steps stay dense; the FPSAttention Check node says what is missing.",
-  noSeconds: "Seconds appear once the FPSAttention Benchmark node has measured this card.",
+  noSeconds: "Seconds appear once the FPSAttention Benchmark node has measured what these steps run on this card; " +
+    "the FPSAttention Preview node names it.",
   view: "Shown for",
   viewTip: "only in this picture; the run itself takes nothing from here",
   width: "width", height: "height", frames: "frames", steps: "steps", shift: "shift",
@@ -27,7 +28,7 @@ const en = {
   plotLabel: "Density per step, from noise to video: {parts}.",
   plotPart: "steps {first} to {last} {what}",
   plotPartOne: "step {first} {what}",
-  stepTip: "Step {step} of {steps}, σ {sigma}: phase {phase}, {what}",
+  stepTip: "Step {step} (the first of {steps} is 0), σ {sigma}: phase {phase}, {what}",
   dense: "dense",
   density: "density {density}",
   unknown: "density decided while sampling",
@@ -35,7 +36,7 @@ const en = {
   noise: "σ 1", video: "σ 0",
   dragEnd: "Drag: end of phase {phase}, σ {sigma}",
   phases: "Phases, from noise to video",
-  phase: "Phase", until: "until σ", attention: "attention", granularity: "scales", window: "window",
+  phase: "Phase", until: "until σ", attention: "attention", granularity: "granularity", window: "window",
   t: "time", h: "height", w: "width", pattern: "pattern", share: "density", remove: "Remove",
   untilLabel: "Phase {phase}: until sigma",
   untilFixed: "Phase {phase}: the last phase ends at sigma 0",
@@ -65,6 +66,8 @@ const en = {
   linked: "Read-only: the schedule comes from a linked input. Disconnect it to edit here.",
   linkedPreset: "Read-only: the preset comes from a linked input. Disconnect it to edit here.",
   linkedTo: "Read-only: the schedule comes from “{source}”. Edit it there, or disconnect it.",
+  linkUnused: "Read-only: the preset “{preset}” runs, not the linked schedule. Choose “custom” to run that, or " +
+    "disconnect it to edit here.",
   broken: "The text cannot be read, so nothing here changes it. Correct the text above, or start from a preset.",
 };
 
@@ -81,7 +84,7 @@ const zh = {
   secondsFrom: "全程每步一次前向（CFG 为两次），用 {backend} 在 {card} 上实测",
   secondsScaled: "全程每步一次前向（CFG 为两次），由 {backend} 在 {card} 上 {tokens} 个 token 的实测换算",
   staysDense: "本机上稀疏步骤会保持稠密；缺少什么，见 FPSAttention Check 节点。",
-  noSeconds: "用 FPSAttention Benchmark 节点测量本显卡后，这里会显示秒数。",
+  noSeconds: "用 FPSAttention Benchmark 节点在本显卡上测量这些步骤所用的注意力后，这里会显示秒数；缺少哪些，见 FPSAttention Preview 节点。",
   view: "显示条件",
   viewTip: "只影响本图，不影响实际运行",
   width: "宽度", height: "高度", frames: "帧数", steps: "步数", shift: "shift",
@@ -94,7 +97,7 @@ const zh = {
   plotLabel: "从噪声到视频的每步密度：{parts}。",
   plotPart: "第 {first} 至 {last} 步{what}",
   plotPartOne: "第 {first} 步{what}",
-  stepTip: "第 {step}/{steps} 步，σ {sigma}：阶段 {phase}，{what}",
+  stepTip: "第 {step} 步（共 {steps} 步，从 0 算起），σ {sigma}：阶段 {phase}，{what}",
   dense: "稠密",
   density: "密度 {density}",
   unknown: "密度在采样时决定",
@@ -102,7 +105,7 @@ const zh = {
   noise: "σ 1", video: "σ 0",
   dragEnd: "拖动：阶段 {phase} 的终点，σ {sigma}",
   phases: "各阶段，从噪声到视频",
-  phase: "阶段", until: "至 σ", attention: "注意力", granularity: "缩放", window: "窗口",
+  phase: "阶段", until: "至 σ", attention: "注意力", granularity: "粒度", window: "窗口",
   t: "时间", h: "高", w: "宽", pattern: "模式", share: "密度", remove: "删除",
   untilLabel: "阶段 {phase}：终点 sigma",
   untilFixed: "阶段 {phase}：最后一个阶段止于 sigma 0",
@@ -132,6 +135,7 @@ const zh = {
   linked: "只读：调度来自已连接的输入。断开连接后可在此编辑。",
   linkedPreset: "只读：预设来自已连接的输入。断开连接后可在此编辑。",
   linkedTo: "只读：调度来自“{source}”。请在那里编辑，或断开连接。",
+  linkUnused: "只读：实际运行的是预设“{preset}”，而不是已连接的调度。选择“custom”可改用后者，断开连接后可在此编辑。",
   broken: "文本无法读取，因此这里不会改动它。请更正上面的文本，或从预设开始。",
 };
 
