@@ -2,8 +2,8 @@
 
 The host is found as in ``tests/host``. Chromium is named by ``CHROMIUM`` or found on the path; playwright-core is taken
 from ``PLAYWRIGHT_FOLDER`` (the folder that holds its ``node_modules``), else installed by npm into a temporary folder.
-What is missing is a reason to skip; ``REQUIRE_HOST=1`` makes a missing host a failure. ``COMFYUI_FRONTEND`` names the
-``static`` folder of another frontend than the installed one.
+What is missing is a reason to skip; ``REQUIRE_HOST=1`` makes it a failure: the host, Chromium, node, playwright-core and
+axe-core. ``COMFYUI_FRONTEND`` names the ``static`` folder of another frontend than the installed one.
 """
 
 from __future__ import annotations
@@ -23,6 +23,13 @@ from fpsattention.training.comfy_host import ComfyHost, ComfyHostError, find_che
 HERE = Path(os.path.abspath(__file__)).parent
 PACK = HERE.parent.parent
 MARK = "FPS-PAGE "
+
+
+def missing(reason: str) -> None:
+    """Skip for ``reason``, or fail where a host is demanded."""
+    if os.environ.get("REQUIRE_HOST") == "1":
+        pytest.fail(f"REQUIRE_HOST=1, but there is {reason}")
+    pytest.skip(reason)
 
 
 def load_module(path: Path) -> ModuleType:
@@ -60,10 +67,7 @@ def server(tmp_path_factory):
     except ComfyHostError as error:
         pytest.fail(str(error))
     if checkout is None:
-        reason = "no ComfyUI host: set COMFYUI_PATH to a checkout, or put the pack into custom_nodes"
-        if os.environ.get("REQUIRE_HOST") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        missing("no ComfyUI host: set COMFYUI_PATH to a checkout, or put the pack into custom_nodes")
     base = tmp_path_factory.mktemp("host")
     frontend = os.environ.get("COMFYUI_FRONTEND")
     arguments = ["--front-end-root", frontend] if frontend else []
@@ -96,13 +100,15 @@ def drive(tmp_path_factory):
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )
     if chromium is None:
-        pytest.skip("no Chromium: set CHROMIUM to its path")
+        missing("no Chromium: set CHROMIUM to its path")
     if shutil.which("node") is None:
-        pytest.skip("no node: the page is driven by playwright-core")
+        missing("no node: the page is driven by playwright-core")
     folder = npm_folder(tmp_path_factory, "playwright-core")
     if folder is None:
-        pytest.skip("playwright-core cannot be installed; set PLAYWRIGHT_FOLDER")
+        missing("no playwright-core, and npm cannot install it: set PLAYWRIGHT_FOLDER")
     axe = npm_folder(tmp_path_factory, "axe-core")
+    if axe is None and os.environ.get("REQUIRE_HOST") == "1":
+        missing("no axe-core, and npm cannot install it: put it beside playwright-core")
     env = {**os.environ, "PLAYWRIGHT_FOLDER": str(folder), "AXE_FOLDER": str(axe or "")}
 
     def run(server: ComfyHost, script: str, job: object, settings: dict, timeout: float = 300) -> dict:
