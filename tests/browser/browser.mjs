@@ -12,6 +12,24 @@ const [address, executablePath, profile, path] = process.argv.slice(2);
 export const url = address;
 export const job = JSON.parse(readFileSync(path, "utf8"));
 
+/** Where the page has the pack's own files from. */
+const folder = (await (await fetch(`${url}/extensions`)).json())
+  .find((file) => file.endsWith("/fps_schedule.js")).replace("fps_schedule.js", "");
+
+/** Whether an error or its place names the pack's files. */
+export const ours = (text) => text.includes(folder);
+
+/** What goes wrong on a page from now on: errors that nothing caught, and the console's errors of ours. */
+export function complaints(page) {
+  const errors = [];
+  page.on("pageerror", (error) => errors.push(String(error.stack ?? error)));
+  page.on("console", (message) => {
+    const said = `${message.text()} (${message.location().url})`;
+    if (message.type() === "error" && ours(said)) errors.push(said);
+  });
+  return errors;
+}
+
 /** A browser that asks for nothing outside this machine.
  * @param {object} [options] of playwright's launchPersistentContext, beside the ones here */
 export async function launch(options = {}) {

@@ -146,6 +146,8 @@ def browse(drive):
     """Open workflows in the page of a server: ``browse(server, jobs, vue_nodes=...)`` returns results by job name."""
 
     def run(server: ComfyHost, jobs: list[dict], *, vue_nodes: bool) -> dict:
-        return drive(server, "page.mjs", jobs, page_settings(vue_nodes=vue_nodes))["results"]
+        found = drive(server, "page.mjs", jobs, page_settings(vue_nodes=vue_nodes))
+        assert found["startup"] == []
+        return found["results"]
 
     return run

@@ -2,12 +2,11 @@
 // usage: node page.mjs <server url> <chromium> <profile folder> <jobs.json>
 import { readFileSync } from "node:fs";
 
-import { job as jobs, launch, open } from "./browser.mjs";
+import { complaints, job as jobs, launch, open, ours } from "./browser.mjs";
 
 const context = await launch();
 const page = await context.newPage();
-const errors = [];
-page.on("pageerror", (error) => errors.push(String(error)));
+const errors = complaints(page);
 await open(page);
 await page.waitForTimeout(1500);
 const before = errors.length;
@@ -76,5 +75,5 @@ for (const job of jobs) {
     await page.screenshot({ path: job.screenshot });
   }
 }
-console.log("FPS-PAGE " + JSON.stringify({ results, startup: errors.slice(0, before) }));
+console.log("FPS-PAGE " + JSON.stringify({ results, startup: errors.slice(0, before).filter(ours) }));
 await context.close();

@@ -17,6 +17,7 @@ def page(request, server, drive, tmp_path_factory):
     settings = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": True, "Comfy.Locale": request.param}
     told = drive(server, "pack.mjs", {"pictures": str(tmp_path_factory.mktemp("pictures"))}, settings)
     server.post("/settings/Comfy.Locale", "en")
+    assert told["errors"] == []
     return request.param, told
 
 
@@ -32,7 +33,6 @@ def test_the_host_offers_the_subgraph(server):
 def test_the_subgraph_is_found_and_works(page):
     """Added through the search: three widgets outside, schedule and patch inside, and the server gets both."""
     _, told = page
-    assert told["errors"] == []
     found = told["blueprint"]
     assert found["title"] == "Wan2.1 + FPSAttention"
     assert [widget["name"] for widget in found["widgets"]] == ["preset", "schedule", "backend"]

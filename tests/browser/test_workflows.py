@@ -16,6 +16,9 @@ from fpsattention.kernels.schedule import Schedule
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+# As the pack's first templates were saved, before Apply had its last widget.
+OLD = ROOT / "tests" / "fixtures" / "old_workflows"
+OLD_NAMES = sorted(path.stem for path in OLD.glob("*.json"))
 HEADER = Header(Schedule.parse("0.83 fp8 x1 all 1 1\n0.00 dense"), tile=(3, 4, 4)).to_metadata()
 # Loaders of files that somebody else publishes, and the folder that each looks into.
 MODEL_LOADERS = {
@@ -164,21 +167,13 @@ def page(request, server, browse, generator, tiny, stand_ins, tmp_path_factory):
     """Every workflow, opened, and one small graph that is run from the page."""
     for name in NAMES:
         stand_ins.offer(server.base, api_of(name), tiny, HEADER)
-        offer_encoders(server, ui_of(name))
+        stand_ins.offer_encoders(server.base, api_of(name))
     jobs = [{"name": name, "path": str(FOLDER / f"{name}.json")} for name in NAMES]
+    jobs += [{"name": f"old {name}", "path": str(OLD / f"{name}.json")} for name in OLD_NAMES]
     small = tmp_path_factory.mktemp("workflow") / "small.json"
     small.write_text(json.dumps(small_graph(generator)))
     jobs.append({"name": "small", "path": str(small), "run": True})
     return browse(server, jobs, vue_nodes=request.param)
-
-
-def offer_encoders(server, workflow: dict) -> None:
-    """Put an empty file where the encoders' loaders look, so that the page misses no model."""
-    for node in workflow["nodes"]:
-        if node["type"] in ("CLIPLoader", "CLIPVisionLoader"):
-            folder = server.base / "models" / MODEL_LOADERS[node["type"]]
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / node["widgets_values"][0]).touch()
 
 
 def small_graph(generator) -> dict:
@@ -225,6 +220,32 @@ def test_the_page_sends_the_api_twin(page, name):
         inputs = {name: value for name, value in sent[key]["inputs"].items() if not name.startswith("preview")}
         assert inputs == node["inputs"]
         assert sent[key]["_meta"]["title"] == node["_meta"]["title"]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", OLD_NAMES)
+def test_a_workflow_of_an_older_version_opens(page, name):
+    """Nothing is missing, what it says is kept, and widgets that came later have their defaults."""
+    result, workflow = page[f"old {name}"], json.loads((OLD / f"{name}.json").read_text(encoding="utf-8"))
+    assert result["missing"] == [] and result["errors"] == []
+    assert result["dialogs"] == [] and result["complaints"] == []
+    assert result["count"] == len(workflow["nodes"])
+    saved = {int(node["id"]): node for node in result["saved"]}
+    for node in workflow["nodes"]:
+        if not node["type"].startswith("FPSAttention"):
+            continue
+        new = [""] if node["type"] == "FPSAttentionApply" else []
+        assert saved[node["id"]]["widgets_values"] == node["widgets_values"] + new, node["type"]
+        sent = result["output"][str(node["id"])]["inputs"]
+        if new:
+            assert sent["backend"] == "auto" and sent["dense_blocks"] == ""
+
+
+def test_old_workflows_lack_what_came_later():
+    """The files are of the version before the last widget, so that opening them shows something."""
+    old = [json.loads((OLD / f"{name}.json").read_text(encoding="utf-8")) for name in OLD_NAMES]
+    apply = [node["widgets_values"] for graph in old for node in graph["nodes"] if node["type"] == "FPSAttentionApply"]
+    assert apply == [["auto"]]
 
 
 @pytest.mark.browser

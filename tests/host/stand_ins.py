@@ -32,6 +32,7 @@ LOADERS = {
     "LoraLoaderModelOnly": ("loras", "lora_name"),
     "LoadImage": ("", "image"),
 }
+ENCODERS = {"CLIPLoader": ("text_encoders", "clip_name"), "CLIPVisionLoader": ("clip_vision", "clip_name")}
 KINDS = {"i2v": "i2v", "vace": "vace"}
 
 
@@ -40,7 +41,7 @@ def reduced(graph: dict[str, Any]) -> dict[str, Any]:
     changed = {}
     for key, node in graph.items():
         kind = node["class_type"]
-        if kind in ("CLIPLoader", "CLIPVisionLoader"):
+        if kind in ENCODERS:
             continue
         node = node | {"inputs": node["inputs"] | REDUCED.get(kind, {})}
         if kind == "CLIPTextEncode":
@@ -71,6 +72,16 @@ def offer(base: Path, graph: dict[str, Any], tiny: ModuleType, metadata: dict[st
             kind = next((kind for part, kind in KINDS.items() if part in name), "t2v")
             tensors = vace(tiny) if kind == "vace" else tiny.tiny_wan(kind)
             save_file(tensors, path, metadata=metadata if node["class_type"] == "FPSAttentionLoadWan" else None)
+
+
+def offer_encoders(base: Path, graph: dict[str, Any]) -> None:
+    """Put an empty file where the API graph's encoders look, so that the page misses no model."""
+    for node in graph.values():
+        if node["class_type"] in ENCODERS:
+            folder, widget = ENCODERS[node["class_type"]]
+            path = base / "models" / folder / node["inputs"][widget]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
 
 
 def vace(tiny: ModuleType, layers: int = 1) -> dict[str, torch.Tensor]:
