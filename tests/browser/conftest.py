@@ -2,8 +2,8 @@
 
 The host is found as in ``tests/host``. Chromium is named by ``CHROMIUM`` or found on the path; playwright-core is taken
 from ``PLAYWRIGHT_FOLDER`` (the folder that holds its ``node_modules``), else installed by npm into a temporary folder.
-What is missing is a reason to skip; ``REQUIRE_HOST=1`` makes it a failure: the host, Chromium, node, playwright-core and
-axe-core. ``COMFYUI_FRONTEND`` names the ``static`` folder of another frontend than the installed one.
+What is missing, of host, Chromium, node, playwright-core and axe-core, is a reason to skip, and with ``REQUIRE_HOST=1``
+a failure. ``COMFYUI_FRONTEND`` names the ``static`` folder of another frontend than the installed one.
 """
 
 from __future__ import annotations
