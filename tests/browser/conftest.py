@@ -151,3 +151,44 @@ def browse(drive):
         return found["results"]
 
     return run
+
+
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory) -> str:
+    """The folder for screenshots; ``FPS_SHOTS`` names one to look into."""
+    folder = Path(os.environ.get("FPS_SHOTS") or tmp_path_factory.mktemp("shots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "nodes-2"])
+def renderer(request) -> bool:
+    """Whether Nodes 2.0 draws the page."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def editor_settings():
+    """What the page is set to for the schedule editor."""
+
+    def made(renderer: bool, theme: str = "dark", locale: str = "en") -> dict:
+        return {
+            "Comfy.TutorialCompleted": True,
+            "Comfy.VueNodes.Enabled": renderer,
+            "Comfy.VueNodes.AutoScaleLayout": False,
+            "Comfy.Workflow.ShowMissingModelsWarning": False,
+            "Comfy.ColorPalette": theme,
+            "Comfy.Locale": locale,
+        }
+
+    return made
+
+
+@pytest.fixture
+def check(page, request):
+    """The findings of the check that the test is named after."""
+    name = request.node.originalname.removeprefix("test_")
+    words = name.split("_")
+    found = page["results"][words[0] + "".join(word.capitalize() for word in words[1:])]
+    assert "failed" not in found, found["failed"]
+    return found

@@ -25,6 +25,24 @@ test("comments survive", () => {
   assert.equal(formatRows(rowsOf(json, parse(json))), PRESETS.dense);
 });
 
+test("what stands behind the two lines that are written anew is kept", () => {
+  for (const [line, kept] of [
+    ["# fps-schedule v1, unit sigma", []],
+    ["#fps-schedule   v1", []],
+    ["# until attention granularity window", []],
+    ["# fps-schedule v1, unit sigma (tuned for my cat)", ["# (tuned for my cat)"]],
+    ["# fps-schedule v1 from Anna, with care", ["# from Anna, with care"]],
+    ["# until attention granularity window t h w -- keep t", ["# -- keep t"]],
+    ["# until attention granularity windows", ["# until attention granularity windows"]],
+    ["# until dawn", ["# until dawn"]],
+  ]) {
+    const text = `${line}\n0 dense\n`;
+    const [row] = rowsOf(text, parse(text));
+    assert.deepEqual(row.above, kept, line);
+    assert.equal(formatRows(rowsOf(formatRows([row]), [row])), formatRows([row]));
+  }
+});
+
 test("moving exchanges contents, not ends", () => {
   const down = moved(rows(), 0, 1);
   assert.deepEqual(plain(down), [[0.9, "dense"], [0.45, "fp8"], [0, "bf16"]]);

@@ -8,7 +8,15 @@ import { splitLines, strip } from "./python.js";
 
 /** @typedef {import("./schedule.js").Phase & {above?: string[], beside?: string}} Row */
 
-const OWN_HEAD = /^#\s*(fps-schedule\s+v1\b.*|until\s+attention\s+granularity\s+window.*)$/;
+/** The beginnings of the two comments that `HEAD` writes anew. */
+const OWN_HEAD = /^#\s*(fps-schedule\s+v1\b(,\s*unit\s+sigma\b)?|until\s+attention\s+granularity\s+window\b(\s+t\s+h\s+w\b)?)/;
+
+/** A comment without what `HEAD` writes anew; empty if that was all. */
+function ownOf(comment) {
+  const head = OWN_HEAD.exec(comment);
+  const rest = head ? strip(comment.slice(head[0].length)) : comment;
+  return head && rest ? `# ${rest}` : rest;
+}
 
 /** Rows of a text that parses: its phases with the comments that belong to them. JSON has no comments.
  * @param {string} text @param {import("./schedule.js").Phase[]} phases @returns {Row[]} */
@@ -23,7 +31,7 @@ export function rowsOf(text, phases) {
     if (strip(cut < 0 ? line : line.slice(0, cut))) {
       Object.assign(rows[next++], { above: waiting, beside: comment });
       waiting = [];
-    } else if (comment && !OWN_HEAD.test(comment)) waiting.push(comment);
+    } else if (ownOf(comment)) waiting.push(ownOf(comment));
   }
   if (waiting.length) rows.at(-1).below = waiting;
   return rows;

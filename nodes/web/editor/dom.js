@@ -53,11 +53,12 @@ export function follow(start, move, end) {
     if (event) move(event);
   };
   const wait = (event) => {
+    if (event.pointerId !== start.pointerId) return; // another finger
     if (!last) frame = requestAnimationFrame(go);
     last = event;
   };
-  const stop = () => {
-    if (controller.signal.aborted) return;
+  const stop = (event) => {
+    if (controller.signal.aborted || event.pointerId !== start.pointerId) return;
     controller.abort();
     cancelAnimationFrame(frame);
     go();
@@ -68,6 +69,11 @@ export function follow(start, move, end) {
   const ends = ["pointerup", "pointercancel", "lostpointercapture"];
   for (const name of ends) target.addEventListener(name, stop, options);
 }
+
+/** Whether a key takes what was typed: Enter, also with the host's key that runs the graph, and the host's key that saves.
+ * @param {KeyboardEvent} event @returns {boolean} */
+export const takes = ({ key, ctrlKey, metaKey }) =>
+  key === "Enter" || ((ctrlKey || metaKey) && key.toLowerCase() === "s");
 
 /** A percentage with as many digits as matter.
  * @param {number} share @returns {string} */

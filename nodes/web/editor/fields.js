@@ -1,6 +1,6 @@
 // The fields of the view: resolution, frames, steps, shift, and the model's size for seconds.
 
-import { html, setText, uid } from "./dom.js";
+import { html, setText, takes, uid } from "./dom.js";
 import { FIELDS, MODELS, fieldValue, modelName, nextValue } from "./model.js";
 
 /** Make the fields.
@@ -44,7 +44,7 @@ export function viewFields(change, say) {
     const input = html("input", { type: "text", class: "fps-field", inputmode: "decimal", autocomplete: "off",
       "data-view": name, maxlength: 20, onchange: () => commit(name),
       onkeydown: (event) => {
-        if (event.key === "Enter" && !event.ctrlKey && !event.metaKey) commit(name);
+        if (takes(event)) commit(name);
         if (event.key === "Escape") {
           input.value = input.dataset.shown;
           commit(name);

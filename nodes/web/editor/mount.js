@@ -14,13 +14,17 @@ import { tilePicture } from "./tiles.js";
 
 /** What the editor needs of whoever holds the text.
  * @typedef {object} Host
- * @property {() => {text: string, preset: string | null, linked: "text" | "preset" | null, source: string | null}} read
- *   the text, the preset that is used in its place (or null), what a link decides, and the name of where it comes from
+ * @property {() => {text: string, preset: string | null, linked: "text" | "preset" | "unused" | null,
+ *   source: string | null}} read the text, the preset that is used in its place (or null), what a link decides ("unused":
+ *   it would give the text, but a preset is chosen), and the name of where it comes from
  * @property {(text: string, final: boolean) => void} write `final` is false while something is being dragged
  * @property {() => unknown} readView  @property {(view: object) => void} writeView
  * @property {() => {card: string | null, entries: object[], backends?: object | null}} measured
  *   new answers come as new arrays
  * @property {string} locale */
+
+/** A number with its comma as a point, as in "0,85" and "33,5%"; other values as they are. */
+const pointed = (value) => (typeof value === "string" ? value.replace(/^(\s*\d+),(\d+\s*%?\s*)$/, "$1.$2") : value);
 
 /** Show the editor in `container`.
  * @param {HTMLElement} container @param {Host} host
@@ -30,6 +34,7 @@ export function mount(container, host) {
   addStyle();
   const say = words(host.locale);
   let focus = -1;
+  let dragging = false;
   let seen = "";
   /** @type {object[] | null} */
   let seenEntries = null;
@@ -86,13 +91,18 @@ export function mount(container, host) {
       if (problem instanceof ScheduleError) return problem.message.replace(/^line \d+(, column \d+)?: /, "");
       throw problem;
     }
+    const rests = final && dragging;
+    dragging = !final;
     host.write(text, final);
-    update();
+    update(rests);
     return null;
   }
 
   function change(index, column, value) {
     const { rows } = state;
+    // A field that is being removed hands over what was typed into it.
+    if (state.readOnly || !rows[index]) return null;
+    value = pointed(value);
     if (column !== "until") {
       const row = { ...rows[index], ...changeOf(rows[index], column, value, say) };
       return write(withRow(rows, index, row));
@@ -143,7 +153,7 @@ export function mount(container, host) {
   function dragEnd(index, sigma, final) {
     const room = roomOf(state.rows, index);
     if (!room) return;
-    const [top, bottom] = [index ? room[0] - 0.01 : 1, room[1] + 0.01];
+    const [top, bottom] = [index ? room[0] - 0.01 : 1, room[1] + 0.01].map((end) => Math.round(end * 1e4) / 1e4);
     if (top >= bottom) write(withRow(state.rows, index, { until: Math.min(top, Math.max(bottom, sigma)) }), final);
   }
 
@@ -179,9 +189,10 @@ export function mount(container, host) {
   }
 
   function show(read, sentence, text) {
-    setText(note, noteOf(read));
+    // While a row is dragged the table stays where it is, below the note.
+    if (!dragging) setText(note, noteOf(read));
     note.hidden = !note.textContent;
-    const hiddenSource = read.linked !== null && read.source === null;
+    const hiddenSource = (read.linked === "text" || read.linked === "preset") && read.source === null;
     const broken = sentence !== null && !hiddenSource;
     error.hidden = !broken && !state.problem;
     const told = broken ? [sentence, say("broken")] : [state.problem];
@@ -216,6 +227,7 @@ export function mount(container, host) {
 
   function noteOf(read) {
     if (read.linked === "preset") return say("linkedPreset");
+    if (read.linked === "unused") return say("linkUnused", { preset: read.preset });
     if (read.linked) return read.source ? say("linkedTo", { source: read.source }) : say("linked");
     return Object.hasOwn(PRESETS, read.preset ?? "") ? say("preset", { preset: read.preset }) : "";
   }
@@ -254,12 +266,13 @@ export function mount(container, host) {
     element,
     update: () => update(),
     setTheme: (light) => element.classList.toggle("fps-light", light),
-    /** Put the focus on "row.column" again, as after an undo. */
+    /** Put the focus on "row.column", or on another control by what its dataset says ("view.width"), as after an undo. */
     focus: (place) => {
-      const [index, column] = place.split(".");
-      focus = Number(index);
+      const [at, name] = place.split(".");
+      if (/[0-9]/.test(at)) focus = Number(at);
       update(true);
-      table.focus(focus, column);
+      if (/[0-9]/.test(at)) table.focus(focus, name);
+      else element.querySelector(`[data-${at}="${CSS.escape(name)}"]`)?.focus();
     },
     destroy: () => {
       plot.destroy();

@@ -100,7 +100,7 @@ export function stepPlot(act, say) {
         class: `fps-bar fps-${kind} ${step.phase === state.focus ? "" : "fps-dim"}`,
         fill: kind === "dense" ? `url(#${hatch})` : null,
         onpointerdown: () => act.focus(step.phase),
-      }, svg("title", {}, say("stepTip", { step: range((one) => one.index + 1), steps: state.steps.length,
+      }, svg("title", {}, say("stepTip", { step: range((one) => one.index), steps: state.steps.length,
         sigma: range((one) => one.sigma.toFixed(3)), phase: step.phase + 1, what })));
     });
   }
@@ -171,5 +171,5 @@ function runsOf(steps) {
 /** The plot in words. */
 function summary(state, say) {
   return runsOf(state.steps).map(([first, last]) => say(first === last ? "plotPartOne" : "plotPart",
-    { first: first.index + 1, last: last.index + 1, what: whatOf(first, say) })).join("; ");
+    { first: first.index, last: last.index, what: whatOf(first, say) })).join("; ");
 }

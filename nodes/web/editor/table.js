@@ -2,7 +2,7 @@
 
 import { ARGUMENTS, ATTENTIONS, GRANULARITIES, SELECTORS } from "../core/known.js";
 import { formatNumber } from "../core/schedule.js";
-import { follow, html, percent, setText, uid } from "./dom.js";
+import { follow, html, percent, setText, takes, uid } from "./dom.js";
 
 const AXES = ["t", "h", "w"];
 
@@ -87,6 +87,14 @@ function phaseRow(index, id, act, say, elements) {
     report(column, sentence);
   }
 
+  /** Hand over what was typed into a field, if it is one; false if it cannot be used. */
+  function settled(column) {
+    const field = fields[column];
+    if (!field || field.value === field.dataset.shown) return true;
+    commit(column);
+    return !field.hasAttribute("aria-invalid");
+  }
+
   function text(column, label) {
     const field = html("input", {
       type: "text", class: "fps-field", "aria-label": label, "data-column": column, autocomplete: "off",
@@ -95,7 +103,7 @@ function phaseRow(index, id, act, say, elements) {
       // An arrow key that went too far has said so; the field itself is right.
       onblur: () => field.value === field.dataset.shown && report(column, null),
       onkeydown: (event) => {
-        if (event.key === "Enter" && !event.ctrlKey && !event.metaKey) commit(column);
+        if (takes(event)) commit(column);
         else if (event.key === "Escape") {
           field.value = field.dataset.shown;
           report(column, null);
@@ -131,6 +139,7 @@ function phaseRow(index, id, act, say, elements) {
   function dragRow(event) {
     if (event.button !== 0 || grip.getAttribute("aria-disabled") === "true") return;
     let at = index;
+    let went = false;
     const mark = () => elements().forEach((row, i) => row.toggleAttribute("data-dragged", i === at));
     mark();
     follow(event, (moving) => {
@@ -141,9 +150,10 @@ function phaseRow(index, id, act, say, elements) {
       if (to < 0 || to === at) return;
       act.move(at, to, false);
       at = to;
+      went = true;
       mark();
     }, () => {
-      if (at !== index) act.move(at, at, true);
+      if (went) act.move(at, at, true);
       at = -1;
       mark();
     });
@@ -172,7 +182,7 @@ function phaseRow(index, id, act, say, elements) {
       if (!by || !event.altKey) return;
       event.preventDefault();
       event.stopPropagation();
-      act.move(index, index + by, true);
+      if (settled(event.target.dataset.column)) act.move(index, index + by, true);
     },
   }, html("th", { scope: "row", class: "fps-number" }, grip), ...Object.values(cells), ...extents, argument,
   share, cell(remove));
