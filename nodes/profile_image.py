@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import ImageDraw
 
-from ..kernels.profiling.study import Study
+from ..kernels.profiling.study import FINAL_LATENT, ONE_STEP_LOSS, ROW_ERROR, Study
 from ..kernels.profiling.trajectory import Segment
 from . import drawing as pen
 from .profile_plots import Axis, curves, heat_map, log_ticks, number
@@ -18,7 +18,11 @@ _HALF = (pen.WIDTH - 2 * pen.MARGIN - 72) // 2
 _RIGHT = pen.WIDTH - pen.MARGIN - _HALF + 24
 _PLOT = 200
 _ROW = _PLOT + 110
-# Fewer names than measured: the figure stays readable.
+_BARS = {
+    FINAL_LATENT: "squared error of the final latent per step, each part alone sparse",
+    ONE_STEP_LOSS: "squared one-step loss, one step alone sparse",
+    ROW_ERROR: "squared error of attention rows, as one-step losses are not complete",
+}
 
 
 def profile_image(study: Study, facts: Facts) -> torch.Tensor:
@@ -48,8 +52,7 @@ def _sensitivity(draw: ImageDraw.ImageDraw, study: Study, top: int) -> None:
     """A bar per part of the run, as wide as its steps: harm per step; and lines: the proposed and uniform density."""
     left, right, base = pen.MARGIN, pen.WIDTH - 64, top + 24 + _PLOT
     harm = study.harm()
-    what = "squared error of the final latent per step" if study.measured else "squared one-step loss"
-    title = f"Bars: {what}, each part alone sparse (left).   Lines: density (right)"
+    title = f"Bars: {_BARS[study.told_by]} (left).   Lines: density (right)"
     draw.text((left, top - 8), title, font=pen.font(15), fill=pen.INK)
     largest = max(harm) or 1.0
     steps = sum(segment.steps for segment in study.segments)

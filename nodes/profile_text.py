@@ -139,7 +139,7 @@ def _segments(study: Study) -> str:
             )
         )
     text = "Parts of the run, each alone sparse: harm is its share of the squared error of the final latent"
-    text += f"{'' if study.measured else ' (not measured)'}\n{table(rows)}"
+    text += f"{'' if study.measured else f' (not measured; the picture shows the {study.told_by})'}\n{table(rows)}"
     if study.measured:
         harm = study.harm()
         text += f"Beside the final latent, row error {_ranking(harm, errors)}; "
@@ -219,9 +219,9 @@ def _layers(study: Study) -> str:
 def _cost(study: Study, facts: Facts) -> str:
     effort, plan = facts.effort, study.table.plan
     text = (
-        f"Cost: {plan.count} query rows in {len(effort.steps)} steps x {len(effort.layers)} of {facts.shape.layers} "
-        f"layers, with {len(effort.one_step)} one-step losses at most {effort.total:.2g} dense steps (planned); "
-        f"the row probes took {facts.probe_seconds:.2g} s"
+        f"Cost: {plan.count} query rows in {len(study.table.steps)} steps x {len(study.table.layers)} of "
+        f"{facts.shape.layers} layers, with {len(effort.one_step)} one-step losses at most {effort.total:.2g} dense "
+        f"steps (planned); the row probes took {facts.probe_seconds:.2g} s"
     )
     if facts.step_seconds:
         text += (

@@ -18,6 +18,8 @@ from .table import RowTable
 from .trajectory import Segment, only, schedule_of
 from .windows import Level
 
+# What tells how much each part of a run needs its attention, the best first.
+FINAL_LATENT, ONE_STEP_LOSS, ROW_ERROR = "final latent", "one-step loss", "row error"
 # Less than this many dB between two schedules is noise.
 MARGIN = 0.3
 # Another window must lose less than this share of the row error to be tried.
@@ -108,15 +110,20 @@ class Study:
         """Return the root mean square error of attention rows in ``segment`` at the probing level."""
         return math.sqrt(self.table.curve(segment, [self.levels[self.probing]])[0])
 
+    @property
+    def told_by(self) -> str:
+        """What ``harm`` is told by: the final latent; where nothing was sampled the one-step loss, or the row error if
+        not every segment has one."""
+        if self.measured:
+            return FINAL_LATENT
+        return ROW_ERROR if any(self.loss(segment) is None for segment in self.segments) else ONE_STEP_LOSS
+
     def harm(self) -> list[float]:
-        """Return what each segment does per step when it alone is sparse: the squared error of the final latent;
-        where nothing was sampled the squared one-step loss, or the squared row error if these are not complete."""
-        if self.singles:
+        """Return what each segment does per step when it alone is sparse: the square of its error by ``told_by``."""
+        if self.told_by == FINAL_LATENT:
             return [single / segment.steps for single, segment in zip(self.singles, self.segments)]
-        losses = [self.loss(segment) for segment in self.segments]
-        if None in losses:
-            losses = [self.row_error(segment) for segment in self.segments]
-        return [loss**2 for loss in losses]
+        error = self.loss if self.told_by == ONE_STEP_LOSS else self.row_error
+        return [error(segment) ** 2 for segment in self.segments]
 
 
 def check_goal(goal: Goal, levels: Sequence[Level], measured: bool) -> None:

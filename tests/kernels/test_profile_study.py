@@ -140,9 +140,21 @@ def test_without_runs_nothing_but_the_uniform_schedule_is_proposed():
         cut(SIGMAS[:-1], 6), levels, probing_level(levels, goal), 1.0, table_of(levels, np.ones(STEPS), 0), goal
     )
     study.one_step = dict.fromkeys(range(STEPS), 0.1) | {5: 10.0}
+    assert study.told_by == "one-step loss"
     propose(study, None)
     assert len(study.proposal.schedule.phases) == 1 and study.proposal.measured is None
     assert 0.2 < study.proposal.work <= 0.3 and np.argmax(study.harm()) == 1
+
+
+def test_harm_says_what_it_was_measured_by():
+    levels = ladder(GRID, target=0.3)
+    rows = np.linspace(0.1, 0.5, STEPS)
+    study = Study(cut(SIGMAS[:-1], 6), levels, 2, 1.0, table_of(levels, rows, 0), Goal("density", 0.3, 25, 3))
+    study.one_step = {0: 0.1}
+    assert study.told_by == "row error"
+    assert study.harm() == pytest.approx([study.row_error(segment) ** 2 for segment in study.segments])
+    study.singles = [1.0] * 6
+    assert study.told_by == "final latent" and study.harm() == pytest.approx([1 / 3] * 6)
 
 
 @pytest.mark.parametrize("seed", range(8))
