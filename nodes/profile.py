@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from ..kernels.profiling.windows import ladder, other_shapes
 from ._api import CATEGORY, FpsSchedule, io, show_text, ui
 from .model_facts import compute_dtype
 from .model_input import diffusion_model_of
+from .profile_checks import check_backend, check_caches, check_conditioning, check_latent
 from .profile_image import profile_image
 from .profile_inputs import AIMS, EFFORTS, arrived_problem, problem, profile_inputs
 from .profile_meter import Meter
@@ -47,7 +47,8 @@ class FPSAttentionProfile(io.ComfyNode):
                 "your prompt once dense, looks at the attention of some rows in every step, then samples again with "
                 "only a part of the steps sparse, and compares the final latents on the same seed. With the effort "
                 "'runs' that takes about as long as seven videos; the log says how long at the start. Do it once "
-                "per model and keep the schedule text."
+                "per model and keep the schedule text. Of the two models of Wan2.2 14B it samples the connected one at "
+                "all noise levels, although it was trained for a part of them: see the help page."
             ),
             search_aliases=["find schedule", "attention sensitivity", "calibrate sparse attention", "auto schedule"],
             is_output_node=True,
@@ -150,9 +151,13 @@ def run_profile(model: Any, job: Job, goal: Goal, runs: bool, node_id: str | Non
 def _profile(model: Any, job: Job, goal: Goal, runs: bool, node_id: str | None) -> tuple[Study, Facts]:
     diffusion_model_of(model)
     base, patched, header = without_patch(model)
-    _check_latent(base, job.latent)
-    _check_conditioning(positive=job.positive, negative=job.negative)
+    check_latent(base, job.latent)
+    check_conditioning(positive=job.positive, negative=job.negative)
+    check_caches(base)
+    note = check_backend(base)
     sampling = Sampling(base, job, header, Meter(base, job.steps, node_id))
+    if note:
+        sampling.notes.append(note)
     try:
         return _studied(sampling, goal, runs, patched)
     finally:
@@ -174,7 +179,9 @@ def _studied(sampling: Sampling, goal: Goal, runs: bool, patched: bool) -> tuple
         density = levels[probing].density
 
         def effort_with(candidates: Sequence[int]) -> Effort:
-            return plan_effort(shape, grid.tokens, len(sigmas), density, candidates=tuple(candidates), float32=float32)
+            # A one-step loss needs the dense run's predictions.
+            steps = tuple(candidates) if sampling.replays else ()
+            return plan_effort(shape, grid.tokens, len(sigmas), density, candidates=steps, float32=float32)
 
         segments, effort = _parts(sigmas, goal, runs, effort_with)
         found["setting"] = _Setting(segments, levels, probing, grid)
@@ -253,32 +260,7 @@ def _expect(meter: Meter, segments: list[Segment], effort: Effort, runs: bool, g
             f", then {len(segments)} runs with a part of the steps sparse, one with all, and up to {tries} to check "
             f"the proposal: about the time of {planned / steps:.1f} dense runs in all"
         )
-    meter.expect(total, planned, sentence + ".")
-
-
-def _check_latent(base: Any, latent: dict) -> None:
-    samples = latent.get("samples") if isinstance(latent, dict) else None
-    if getattr(samples, "is_nested", False) or not isinstance(samples, torch.Tensor):
-        raise ProfileError("latent_image is no single video latent; connect one from an empty latent video node.")
-    if samples.ndim not in (4, 5):
-        raise ProfileError(
-            f"latent_image has {samples.ndim} dimensions, a video latent has 5; connect one from an empty latent video "
-            "node."
-        )
-    wanted = base.get_model_object("latent_format").latent_channels
-    if samples.shape[1] != wanted and bool(samples.count_nonzero()):
-        raise ProfileError(
-            f"latent_image has {samples.shape[1]} channels, this model's latents have {wanted}; connect a latent that "
-            "was made for this model."
-        )
-    if math.prod(samples.shape) == 0:
-        raise ProfileError("latent_image is empty; connect one with at least one frame.")
-
-
-def _check_conditioning(**inputs: Any) -> None:
-    for name, given in inputs.items():
-        if not isinstance(given, list | tuple):
-            raise ProfileError(f"{name} got {type(given).__name__}, which is no conditioning; connect a text encoder.")
+    meter.expect(total, steps, planned, sentence + ".")
 
 
 def _out_of_memory(error: Exception) -> bool:

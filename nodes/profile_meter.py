@@ -10,7 +10,7 @@ from ._api import progress
 
 logger = logging.getLogger(__name__)
 
-# The first step also loads and compiles; the time per step is told after these many.
+# The first step also loads and compiles; the time per step is told after these many more.
 _WARM = 2
 
 
@@ -20,7 +20,9 @@ class Meter:
     def __init__(self, model: Any, total: int, node_id: str | None):
         self.total, self.done = total, 0
         self.planned = float(total)
+        # Of a dense step; None where the dense run is too short to tell.
         self.seconds: float | None = None
+        self._warm = _WARM
         self._bar = progress(total, node_id)
         self._previewer = _previewer(model)
         # Seconds of the steps that were spent on something else.
@@ -28,9 +30,11 @@ class Meter:
         self._started: float | None = None
         self._first: float | None = None
 
-    def expect(self, total: int, planned: float, sentence: str) -> None:
-        """Set the number of steps once it is known, and say what they are for."""
+    def expect(self, total: int, dense: int, planned: float, sentence: str) -> None:
+        """Set the number of steps once it is known, of which the first ``dense`` are dense, and say what they are
+        for."""
         self.total, self.planned = total, planned
+        self._warm = min(_WARM, dense - 1)
         logger.info("FPSAttention Profile: %s", sentence)
 
     def say(self, what: str) -> None:
@@ -53,8 +57,8 @@ class Meter:
         self.done += 1
         if self.done == 1:
             self._first = now - self._other
-        elif self.done == 1 + _WARM:
-            self.seconds = (now - self._other - self._first) / _WARM
+        elif self.done == 1 + self._warm:
+            self.seconds = (now - self._other - self._first) / self._warm
             left = self.seconds * max(self.planned - self.done, 0)
             logger.info("FPSAttention Profile: %.2g s a step, about %s to go", self.seconds, spoken(left))
         preview = None

@@ -39,6 +39,8 @@ class Probe:
         self.plan: RowPlan | None = None
         self.effort: Effort | None = None
         self.seconds = 0.0
+        # Blocks that the model computed.
+        self.blocks = 0
         self.reasons: list[str] = []
         self._found: dict[tuple[int, int], torch.Tensor] = {}
 
@@ -109,6 +111,11 @@ class _Call:
 
     def leave(self, block: int) -> None:
         """A block is over."""
+        self.layer = None
+        self.probe.blocks += 1
+
+    def fail(self) -> None:
+        """A block raised an error."""
         self.layer = None
 
     def override(self, func: Callable, q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> Any:

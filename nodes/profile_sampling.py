@@ -20,7 +20,9 @@ from ..kernels.profiling.study import Outcome
 from ..kernels.profiling.trajectory import cut, only
 from ..kernels.profiling.windows import Level
 from ..kernels.schedule import Schedule
+from .model_call import step_index
 from .patch import apply_patch
+from .profile_checks import skips
 from .profile_meter import Meter
 from .profile_probe import KEY, Probe
 from .settings import KEY as PATCH_KEY
@@ -29,6 +31,13 @@ from .settings import Settings
 # The host's own name (comfy.patcher_extension.WrappersMP); a host test holds it equal.
 PREDICT_NOISE = "predict_noise"
 SOURCE = "FPSAttention Profile"
+# Where other nodes put functions that run with every guided prediction.
+GUIDANCE = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
+WATCH = f"{KEY}_watch"
+REPLACED = (
+    "the model's self-attention could not be probed: another node replaced the model's own forward; connect the MODEL "
+    "as it is before that node."
+)
 
 
 @dataclass(frozen=True)
@@ -70,18 +79,17 @@ class Sampling:
         )
         self.sigmas = [float(sigma) for sigma in sampler.sigmas]
         self.reference: torch.Tensor | None = None
-        self.notes: list[str] = []
+        why = _why_whole(base, job.sampler_name)
+        # Whether predictions may be handed out again.
+        self.replays = why is None
+        whole = f"{why}, so every run was sampled from its first step, and there are no one-step losses."
+        self.notes = [] if self.replays else [whole]
         self._record: list[_Prediction] = []
 
     @property
     def step_sigmas(self) -> list[float]:
         """The sigma at which each step starts."""
         return self.sigmas[:-1]
-
-    @property
-    def replays(self) -> bool:
-        """True if predictions may be handed out again: these samplers also read the unguided one, by a hook inside."""
-        return "cfg_pp" not in self.job.sampler_name
 
     @property
     def peak(self) -> float:
@@ -105,6 +113,7 @@ class Sampling:
             return out
 
         m.add_wrapper_with_key(PREDICT_NOISE, KEY, record)
+        self._watch(m, lambda: probe.plan is not None, lambda: probe.blocks)
         self.reference = self._sample(m, lambda: True).double()
         if not bool(self.reference.isfinite().all()) or self.peak == 0:
             raise ProfileError(
@@ -143,7 +152,27 @@ class Sampling:
         m = apply_patch(self.base, Settings(schedule, SOURCE, "auto", self.header))
         replay = _Replay(self._record, schedule, self.meter, once)
         m.add_wrapper_with_key(PREDICT_NOISE, KEY, lambda executor, *args, **kw: replay(executor, *args, **kw))
+        recorder = m.get_attachment(PATCH_KEY).recorder
+        self._watch(m, lambda: replay.live, lambda: _model_calls(recorder))
         return m, replay
+
+    def _watch(self, m: Any, live: Callable[[], bool], computed: Callable[[], int]) -> None:
+        """Raise ProfileError as soon as a prediction of ``m`` leaves ``computed`` as it was although it was ``live``:
+        another node skipped the model. Such a node's state is not handed out with the dense run's predictions."""
+
+        def watch(executor: Any, x: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+            before = computed()
+            out = executor(x, timestep, *args, **kwargs)
+            if live() and computed() == before:
+                where = f" ({step_index(self.sigmas, float(timestep.flatten()[0]))}, for example)"
+                computes = before or self.reference is not None
+                raise skips("another node", where) if computes else ProfileError(REPLACED)
+            return out
+
+        m.add_wrapper_with_key(PREDICT_NOISE, WATCH, watch)
+        # Around all others: they too may skip what is inside of them.
+        wrappers = m.wrappers[PREDICT_NOISE]
+        m.wrappers[PREDICT_NOISE] = {WATCH: wrappers.pop(WATCH), **wrappers}
 
     def _sample(self, m: Any, live: Callable[[], bool]) -> torch.Tensor:
         import comfy.sample
@@ -208,6 +237,20 @@ class _Replay:
             return known.output.to(x.device, copy=True)
         self.live = True
         return executor(x, timestep, *args, **kwargs)
+
+
+def _why_whole(base: Any, sampler: str) -> str | None:
+    """Why a guided prediction is not all that a step leaves behind, or None. Nodes further outside see each of them,
+    also those that are handed out again."""
+    if "cfg_pp" in sampler:
+        return "this sampler also reads the prediction without guidance"
+    if any(base.model_options.get(name) for name in GUIDANCE):
+        return "another node takes part in guidance and may remember earlier steps"
+    return None
+
+
+def _model_calls(recorder: Any) -> int:
+    return sum(step.evaluations for run in recorder.runs for step in run.steps.values())
 
 
 def _output_error(out: torch.Tensor, dense: torch.Tensor, x: torch.Tensor) -> float | None:

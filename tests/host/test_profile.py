@@ -10,6 +10,11 @@ def results(inside):
     return inside("fps_profile")
 
 
+@pytest.fixture(scope="module")
+def conduct(inside):
+    return inside("fps_profile_conduct")
+
+
 def test_the_probed_dense_run_is_the_samplers_own(results):
     assert all(results["dense_is_exact"].values()), results["dense_is_exact"]
 
@@ -18,8 +23,9 @@ def test_known_predictions_are_handed_out_without_changing_anything(results):
     for name, case in results["replayed_runs_are_whole_runs"].items():
         assert case["same"], (name, case)
         assert case["error"] > 0
-        if "cfg_pp" in name:
+        if "cfg_pp" in name or "APG" in name:
             assert case["computed"] == case["all"] and case["one_step"] is None
+            assert len(case["notes"]) == 1 and "every run was sampled from its first step" in case["notes"][0]
         else:
             assert case["computed"] < case["all"] and case["one_step"] > 0, (name, case)
 
@@ -86,24 +92,24 @@ def test_other_nodes_keep_their_place(results):
     assert case["calls"] > case["dense"]
 
 
-def test_cancelling_leaves_the_model_as_it_was(results):
-    case = results["cancelled"]
+def test_cancelling_leaves_the_model_as_it_was(conduct):
+    case = conduct["cancelled"]
     assert case["raised"] == "InterruptProcessingException" and case["clean"]
 
 
-def test_out_of_memory_is_one_sentence_and_leaves_the_model_as_it_was(results):
-    case = results["out_of_memory"]
+def test_out_of_memory_is_one_sentence_and_leaves_the_model_as_it_was(conduct):
+    case = conduct["out_of_memory"]
     assert case["raised"] == "ProfileError" and case["clean"]
     assert "out of memory" in case["text"] and "smaller" in case["text"] and "\n" not in case["text"]
 
 
 @pytest.mark.parametrize("end", ["done", "cancelled", "out of memory"])
-def test_nothing_is_left_of_it_even_without_a_garbage_collection(results, end):
-    assert results["nothing_is_left"][end] == []
+def test_nothing_is_left_of_it_even_without_a_garbage_collection(conduct, end):
+    assert conduct["nothing_is_left"][end] == []
 
 
-def test_progress_rises_to_the_end(results):
-    assert results["progress"]["rising"] and results["progress"]["full"] and results["progress"]["count"] >= 2
+def test_progress_rises_to_the_end(conduct):
+    assert conduct["progress"]["rising"] and conduct["progress"]["full"] and conduct["progress"]["count"] >= 2
 
 
 SENTENCES = {
@@ -123,9 +129,78 @@ SENTENCES = {
 
 
 @pytest.mark.parametrize("name", SENTENCES)
-def test_bad_input_is_one_sentence(results, name):
-    text = results["bad_input"][name]
+def test_bad_input_is_one_sentence(conduct, name):
+    text = conduct["bad_input"][name]
     assert text.startswith("ProfileError: ") and SENTENCES[name] in text and "\n" not in text, text
+
+
+def test_the_hosts_own_caches_are_refused_before_anything_is_sampled(conduct):
+    for name, orders in conduct["core_caches"].items():
+        assert set(orders) == {"alone", "behind", "before"}
+        for case in orders.values():
+            assert case["text"].startswith(f"ProfileError: {name} on the MODEL skips steps and reuses earlier ones")
+            assert "connect the MODEL as it is before that node" in case["text"] and case["steps"] == 0
+
+
+def test_a_node_that_skips_is_refused_in_the_step_that_it_skips(conduct):
+    for level, case in conduct["other_caches"].items():
+        step = 1 if level == "forward" else 5
+        assert case["text"].startswith(f"ProfileError: another node on the MODEL skips steps ({step}, for example)")
+        # That forward hands its attention no options, so nobody counts.
+        assert case["steps"] == (0 if level == "forward" else step), (level, case)
+
+
+def test_a_node_that_skips_in_a_sparse_run_only_is_refused_as_well(conduct):
+    for level, case in conduct["caches_in_a_sparse_run_only"].items():
+        assert case["text"].startswith("ProfileError: another node on the MODEL skips steps (5, for example)"), level
+
+
+def test_a_replaced_forward_is_refused_in_the_first_step(conduct):
+    case = conduct["replaced_forward"]
+    assert "another node replaced the model's own forward" in case["text"] and case["steps"] == 1
+
+
+def test_where_sparse_attention_cannot_run_nothing_is_sampled(conduct):
+    case = conduct["backend"]
+    assert case["slow"]["text"].startswith(
+        "ProfileError: attention would stay dense here, so there is nothing to profile: no fast backend runs here ("
+    )
+    assert case["slow"]["steps"] == 0
+    assert case["head dim"].startswith("ProfileError: attention cannot run sparse here")
+    assert "not 96" in case["head dim"]
+    assert any("reference runs in place of triton-fp8" in note for note in case["notes"])
+
+
+def test_what_is_said_to_run_is_what_runs(results):
+    for name, case in results["expected"].items():
+        assert case["dense"] == 6
+        if "rows" in name:
+            assert case["done"] == case["total"], (name, case)
+        else:
+            # Up to four runs check the proposal.
+            assert case["total"] - 3 * 6 <= case["done"] <= case["total"], (name, case)
+    assert results["expected"]["euler_cfg_pp rows"]["total"] == 6
+
+
+def test_a_dense_step_is_timed_by_dense_steps_only(results):
+    assert results["seconds_of_a_dense_step"] == {"1": None, "2": 1.0, "3": 1.0, "8": 1.0}
+
+
+BARS = {
+    "final latent": "squared error of the final latent per step",
+    "one-step loss": "squared one-step loss",
+    "row error": "squared error of attention rows",
+}
+
+
+@pytest.mark.parametrize("measure", BARS)
+def test_picture_and_report_name_the_measure_that_was_used(results, measure):
+    case = results["measures"][measure]
+    assert case["told by"] == measure and case["title"].startswith(f"Bars: {BARS[measure]}")
+    assert case["right"] < 1120
+    shown = f"(not measured; the picture shows the {measure})"
+    assert (shown in case["report"]) == (measure != "final latent")
+    assert "query rows in 2 steps x 2 of 2 layers" in case["report"]
 
 
 def test_the_node_gives_schedule_text_report_and_picture(results):

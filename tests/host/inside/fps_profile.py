@@ -2,52 +2,21 @@
 
 from __future__ import annotations
 
-import gc
-import importlib
-import math
-import weakref
+from types import SimpleNamespace
 
-import comfy.model_management
-import comfy.samplers
-import comfy.utils
 import torch
 from fps_common import (
     apply,
     conditioning,
     counting_override,
-    load_pack,
     model_of,
+    pack_module,
     relative,
     run_cases,
     sample,
     shifted,
 )
-
-ROOT = load_pack()["FPSAttentionApply"].__module__.rsplit(".nodes.", 1)[0]
-PROFILE = importlib.import_module(f"{ROOT}.nodes.profile")
-SAMPLING = importlib.import_module(f"{ROOT}.nodes.profile_sampling")
-STUDY = importlib.import_module(f"{ROOT}.kernels.profiling.study")
-SCHEDULE = importlib.import_module(f"{ROOT}.kernels.schedule").Schedule
-
-# 3 x 12 x 16 = 576 tokens; and 2 x 8 x 16 where only equality counts.
-SIZE, SMALL = (3, 24, 32), (2, 16, 32)
-STEPS = 6
-
-
-def latent(size=SIZE, batch: int = 1, channels: int = 16, **more) -> dict:
-    return {"samples": torch.zeros(batch, channels, *size), **more}
-
-
-def job(
-    sampler: str = "euler", cfg: float = 1.0, steps: int = STEPS, seed: int = 7, image: dict | None = None, **extra
-):
-    return SAMPLING.Job(
-        conditioning(1, **extra), conditioning(0, **extra), image or latent(), seed, steps, cfg, sampler, "simple"
-    )
-
-
-def profile(model, what=None, goal=("density", 0.4, 25.0, 3), runs: bool = True):
-    return PROFILE.run_profile(model, what or job(), STUDY.Goal(*goal), runs, None)
+from fps_profiled import MODEL, PROFILE, SAMPLING, SCHEDULE, SIZE, SMALL, job, latent, profile
 
 
 def gated(model, low: float, high: float, floor: float = 0.05):
@@ -115,9 +84,6 @@ def plain(model, what) -> torch.Tensor:
     )  # fmt: skip
 
 
-MODEL = shifted(model_of(layers=2), 2.0)
-
-
 def case_dense_is_exact():
     split = shifted(model_of(layers=2), 2.0)
     split.model.memory_required = lambda *args, **kwargs: 1e30
@@ -138,12 +104,17 @@ def case_dense_is_exact():
 def case_replayed_runs_are_whole_runs():
     """Handing out known predictions changes nothing: the latent is that of sampling from the start, bit for bit."""
     text = "0.80 dense\n0.40 fp8 x1 all 50% 50%\n0.00 dense\n"
+    from comfy_extras.nodes_apg import APG
+
+    # Its momentum runs through all steps.
+    remembers = APG.execute(MODEL, 1.0, 5.0, -0.75).result[0]
     found = {}
     for name in ("euler", "uni_pc", "dpmpp_2m", "heun", "euler_ancestral", "dpmpp_2m_sde", "lcm", "res_multistep",
-                 "euler_cfg_pp", "dpm_adaptive", "sa_solver"):  # fmt: skip
-        what = job(name, cfg=3.0, steps=5, image=latent(SMALL))
-        meter = PROFILE.Meter(MODEL, 1, None)
-        sampling = SAMPLING.Sampling(MODEL, what, None, meter)
+                 "euler_cfg_pp", "dpm_adaptive", "sa_solver", "euler with APG"):  # fmt: skip
+        model = remembers if "APG" in name else MODEL
+        what = job(name.split()[0], cfg=3.0, steps=5, image=latent(SMALL))
+        meter = PROFILE.Meter(model, 1, None)
+        sampling = SAMPLING.Sampling(model, what, None, meter)
 
         def prepare(grid):
             levels = PROFILE.ladder(grid)
@@ -153,10 +124,10 @@ def case_replayed_runs_are_whole_runs():
         sampling.dense(PROFILE.Probe(prepare))
         before = meter.done
         outcome = sampling.run(SCHEDULE.parse(text), "a test")
-        whole = plain(apply(MODEL, text), what).double()
+        whole = plain(apply(model, text), what).double()
         error = float((whole - sampling.reference).square().mean())
         found[name] = {"same": outcome.error == error, "error": error, "one_step": outcome.one_step,
-                       "computed": meter.done - before, "all": before}  # fmt: skip
+                       "computed": meter.done - before, "all": before, "notes": sampling.notes}  # fmt: skip
     return found
 
 
@@ -249,128 +220,72 @@ def case_other_nodes_stay():
     return {"calls": len(calls), "dense": dense}
 
 
-def _broken_off(error) -> dict:
-    """Break off in mid-run by ``error()`` at the 30th attention call."""
-    model = MODEL.clone()
-    calls = []
+def case_expected():
+    """What the log says is going to run, and what ran."""
+    found, kept = {}, PROFILE.Meter.expect
+    for sampler in ("euler", "euler_cfg_pp"):
+        for runs in (False, True):
+            told = {}
 
-    def override(func, q, k, v, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 30:
-            error()
-        return func(q, k, v, *args, **kwargs)
+            def expect(meter, total, dense, planned, sentence, told=told):
+                told.update(total=total, dense=dense, sentence=sentence)
+                kept(meter, total, dense, planned, sentence)
 
-    model.model_options["transformer_options"]["optimized_attention_override"] = override
-    options = repr(sorted(model.model_options["transformer_options"]))
-    expected = sample(MODEL, size=SIZE, steps=2)
+            PROFILE.Meter.expect = expect
+            try:
+                _, facts = profile(MODEL, job(sampler, image=latent(SMALL)), runs=runs)
+            finally:
+                PROFILE.Meter.expect = kept
+            found[f"{sampler} {'runs' if runs else 'rows'}"] = told | {"done": facts.model_steps}
+    return found
+
+
+def case_seconds_of_a_dense_step():
+    """A clock on which dense steps take a second each and sparse ones ten."""
+    meters, found = pack_module("nodes.profile_meter"), {}
+    kept = meters.time
     try:
-        profile(model, job(steps=9))
-        raised, text = None, ""
-    except BaseException as caught:
-        raised, text = type(caught).__name__, str(caught)
-    comfy.model_management.interrupt_current_processing(False)
-    again = sample(model, size=SIZE, steps=2)
-    return {
-        "raised": raised,
-        "text": text,
-        "clean": bool(torch.equal(again, expected))
-        and repr(sorted(model.model_options["transformer_options"])) == options,
-    }
+        for dense in (1, 2, 3, 8):
+            clock = iter([*range(dense), *range(100, 1000, 10)])
+            meters.time = SimpleNamespace(perf_counter=lambda clock=clock: float(next(clock)))
+            meter = meters.Meter(MODEL, 1, None)
+            meter.expect(50, dense, 40.0, "a test.")
+            for _ in range(20):
+                meter.step(None)
+            found[str(dense)] = meter.seconds
+    finally:
+        meters.time = kept
+    return found
 
 
-def case_cancelled():
-    return _broken_off(lambda: comfy.model_management.interrupt_current_processing(True))
+def case_measures():
+    """What the picture's bars are and what the report says of them: all three measures."""
+    from PIL import ImageDraw
 
+    found, kept = {}, ImageDraw.ImageDraw.text
+    for name, what, runs in (
+        ("final latent", job(steps=3, image=latent(SMALL)), True),
+        ("one-step loss", job(steps=3, image=latent(SMALL)), False),
+        ("row error", job("euler_cfg_pp", steps=3, image=latent(SMALL)), False),
+    ):
+        study, facts = profile(MODEL, what, runs=runs)
+        drawn = []
 
-def case_out_of_memory():
-    def error():
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        def text(draw, place, letters, *args, drawn=drawn, **kwargs):
+            drawn.append((place[0], draw.textlength(letters, font=kwargs["font"]), letters))
+            return kept(draw, place, letters, *args, **kwargs)
 
-    return _broken_off(error)
-
-
-def _left(error=None) -> list[str]:
-    """Run a profile, broken off by ``error`` if given, and say what of it lives on until a garbage collection."""
-    seen = {}
-    kept = SAMPLING.Sampling.dense
-
-    def dense(sampling, probe):
-        seen.update(sampling=weakref.ref(sampling), meter=weakref.ref(sampling.meter), probe=weakref.ref(probe))
+        ImageDraw.ImageDraw.text = text
         try:
-            return kept(sampling, probe)
+            PROFILE.profile_image(study, facts)
         finally:
-            seen["prediction"] = weakref.ref(sampling._record[0].output)
-            # In the middle of what follows.
-            if error is not None:
-                sampling.run = lambda *_: error()
-
-    SAMPLING.Sampling.dense = dense
-    gc.collect()
-    gc.disable()
-    try:
-        profile(MODEL, job(steps=3))
-    except BaseException as caught:
-        assert error is not None, caught
-    finally:
-        gc.enable()
-        SAMPLING.Sampling.dense = kept
-    return [name for name, reference in seen.items() if reference() is not None]
-
-
-def case_nothing_is_left():
-    def cancel():
-        raise comfy.model_management.InterruptProcessingException()
-
-    def full():
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    return {"done": _left(), "cancelled": _left(cancel), "out of memory": _left(full)}
-
-
-def case_progress():
-    seen = []
-    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id=None: seen.append((value, total)))
-    try:
-        profile(MODEL, job(steps=3), runs=False)
-    finally:
-        comfy.utils.set_progress_bar_global_hook(None)
-    values = [value for value, _ in seen]
-    return {"rising": values == sorted(values), "full": seen[-1][0] == seen[-1][1], "count": len(seen)}
-
-
-def case_bad_input():
-    def said(call) -> str:
-        try:
-            call()
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
-        return "nothing"
-
-    class Other:
-        model = torch.nn.Linear(1, 1)
-
-        def get_model_object(self, name):
-            return self.model
-
-    noise = torch.randn(1, 4, *SIZE, generator=torch.Generator().manual_seed(0))
-    execute = PROFILE.FPSAttentionProfile.execute
-    usual = {"model": MODEL, "positive": conditioning(1), "negative": conditioning(0), "latent_image": latent(),
-             "seed": 0, "steps": 3, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}  # fmt: skip
-    cases = {
-        "not wan": {"model": Other()},
-        "channels": {"latent_image": {"samples": noise}},
-        "no latent": {"latent_image": {"samples": torch.zeros(0, 16, *SIZE)}},
-        "no tensor": {"latent_image": {}},
-        "dimensions": {"latent_image": {"samples": torch.zeros(1, 16, 24)}},
-        "density": {"density": 0.01},
-        "rows for psnr": {"effort": "rows", "aim": "psnr"},
-        "steps": {"steps": 0},
-        "phases": {"phases": 99},
-        "nan": {"density": math.nan},
-        "seed": {"seed": -1},
-        "one tile": {"latent_image": latent((2, 4, 4))},
-    }
-    return {name: said(lambda change=change: execute(**(usual | change))) for name, change in cases.items()}
+            ImageDraw.ImageDraw.text = kept
+        (bars,) = (part for part in drawn if part[2].startswith("Bars"))
+        # A step that nobody probed is not counted.
+        study.table.entries = {place: entry for place, entry in study.table.entries.items() if place[0] != 1}
+        report = PROFILE.profile_text(study, facts)
+        found[name] = {"told by": study.told_by, "title": bars[2], "right": bars[0] + bars[1], "report": report}
+    return found
 
 
 def case_node():
