@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ._api import CATEGORY, io, show_text, ui
+from ._api import CATEGORY, io, ui
 from .check_environment import Report, environment, scrub
 from .check_model import describe_model
 
@@ -40,7 +40,6 @@ class FPSAttentionCheck(io.ComfyNode):
             outputs=[
                 io.String.Output("text", display_name="text", tooltip="The whole report, ready to copy."),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -52,17 +51,16 @@ class FPSAttentionCheck(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any = None) -> io.NodeOutput:
         """Return the report; raises nothing."""
-        text, steps = check(model)
-        show_text(cls.hidden.unique_id if cls.hidden is not None else None, "\n".join(["What to do:", *steps]))
+        text = check(model)
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
 
-def check(model: Any = None) -> tuple[str, list[str]]:
-    """Return the report and its steps; raises nothing."""
+def check(model: Any = None) -> str:
+    """Return the report, with what to do at its end; raises nothing."""
     report = Report()
     environment(report)
     if model is not None:
         describe_model(report, model)
     steps = [f"{number}. {scrub(step)}" for number, step in enumerate(report.steps, 1)]
     steps = steps or ["Nothing: everything that this pack uses is in place."]
-    return "\n".join(["FPSAttention Check", *report.lines, "", "What to do", *steps]) + "\n", steps
+    return "\n".join(["FPSAttention Check", *report.lines, "", "What to do", *steps]) + "\n"

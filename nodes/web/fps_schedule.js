@@ -199,6 +199,8 @@ function addHolder(node) {
     setValue: () => {},
   });
   widget.serialize = false;
+  // The page's panel of properties writes its own width into the widgets that it lists.
+  Object.defineProperty(widget, "width", { get: () => undefined, set: () => {}, configurable: true });
   if (text?.options) text.options.getMaxHeight = () => TEXT_HEIGHT;
   return container;
 }

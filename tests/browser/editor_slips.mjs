@@ -121,6 +121,51 @@ export const checks = ({ page, job, row, text, settle, load, fill, drag, middle,
       return { text: await text() };
     },
 
+    /** The page's panel of properties writes a width into every widget; the editor keeps the node's. */
+    async panel() {
+      await load(workflow(job.three));
+      const width = () => page.evaluate(() => document.querySelector(".fps-editor").getBoundingClientRect().width);
+      const before = await width();
+      await page.evaluate(async () => {
+        const node = app.graph.getNodeById(1);
+        node.widgets.at(-1).width = 120;
+        app.canvas.selectNode(node);
+        app.canvas.setDirty(true, true);
+      });
+      await page.locator('button[aria-label="Toggle properties panel"]').click().catch(() => {});
+      await settle(800);
+      await page.evaluate(() => { app.graph.getNodeById(1).setSize([560, 830]); app.canvas.setDirty(true, true); });
+      await settle(800);
+      const after = await width();
+      await page.locator('button[aria-label="Toggle properties panel"]').click().catch(() => {});
+      return { before, after };
+    },
+
+    /** FPSAttention Check shows its text on the node, to copy. */
+    async checkText() {
+      await page.evaluate(() => {
+        app.graph.clear();
+        const node = window.LiteGraph.createNode("FPSAttentionCheck");
+        node.pos = [340, 90];
+        app.graph.add(node);
+        Object.assign(app.canvas.ds, { scale: 1 });
+        [app.canvas.ds.offset[0], app.canvas.ds.offset[1]] = [0, 0];
+        app.canvas.setDirty(true, true);
+      });
+      const shown = page.locator("pre[aria-label]");
+      await shown.waitFor();
+      const empty = await shown.innerText();
+      await page.evaluate(() => app.queuePrompt(0, 1));
+      await page.waitForFunction(() => document.querySelector("pre[aria-label]").innerText.includes("What to do"));
+      const text = await shown.innerText();
+      await page.locator("pre[aria-label] + button").click();
+      await settle(300);
+      const copied = await page.evaluate(() => navigator.clipboard.readText());
+      const size = await page.evaluate(() => [...app.graph.nodes[0].size]);
+      await page.screenshot({ path: `${job.shots}/${job.name}-check.png` });
+      return { empty, text, copied, size, saved: await page.evaluate(() => app.graph.serialize().nodes[0].widgets_values ?? []) };
+    },
+
     /** Heights of bars and of the line, which bars are hatched, and the box of what a tile sees, as they are drawn. */
     async drawing() {
       await load(workflow(job.three, { properties: { fps_view: job.fpsView } }));

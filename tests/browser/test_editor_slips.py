@@ -27,7 +27,7 @@ NOTES = (
 VIEW = {"width": 1280, "height": 720, "frames": 81, "steps": 20, "shift": 5, "side": 16, "heads": 40, "layers": 40}
 CHECKS = [
     *("presetRows", "presetLinked", "sourceLinked", "blueprint", "twice"),
-    *("runKey", "moveTyping", "neighbor", "twoFingers", "comma", "undoFocus", "notes", "drawing"),
+    *("runKey", "moveTyping", "neighbor", "twoFingers", "comma", "undoFocus", "notes", "panel", "drawing", "checkText"),
 ]
 pytestmark = pytest.mark.browser
 
@@ -87,14 +87,15 @@ def test_source_linked(check):
 def test_blueprint(check):
     """The pack's subgraph: its preset and text are edited inside, sent, kept outside, and undone."""
     note, rows = check["before"]
-    assert note.startswith("Preset “mild”") and rows == 2
+    assert note.startswith("The preset “mild” runs, not the text above.") and rows == 2
     edited = PRESETS["mild"].replace("all 60% 60%", "all 60% 35%")
     sent, outside, focused = check["edited"]
     assert (sent["preset"], sent["schedule"]) == ("custom", edited) and focused == ["1", "w"]
     assert outside in (["custom", edited], [None, None])
     sent, outside = check["undone"]
     assert (sent["preset"], sent["schedule"]) == ("mild", PRESETS["mild"])
-    assert check["fast"][0].startswith("Preset “fast”") and check["fast"][1] == 3
+    note, rows = check["fast"]
+    assert "“fast” is meant for jointly trained weights" in note and rows == 3
 
 
 def test_twice(check):
@@ -142,6 +143,17 @@ def test_notes(check):
         "# (tuned for my cat)\n# -- keep t at all\n  0.85    dense  # first\n"
         "  0.00    fp8         x1            all 50% 50%\n"
     )
+
+
+def test_panel(check):
+    assert check["after"] == check["before"] > 400
+
+
+def test_check_text(check):
+    """The text of FPSAttention Check stands on the node and is copied by its button; it is not saved."""
+    assert check["empty"].startswith("Run this node")
+    assert check["text"].startswith("FPSAttention Check") and check["copied"].strip() == check["text"].strip()
+    assert check["size"][0] >= 560 and check["saved"] in ([], [None], [""])
 
 
 def test_drawing(check):

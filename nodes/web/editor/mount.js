@@ -23,6 +23,9 @@ import { tilePicture } from "./tiles.js";
  *   new answers come as new arrays
  * @property {string} locale */
 
+/** Presets that stock weights should not run. */
+const FOR_TRAINED = ["balanced", "fast"];
+
 /** A number with its comma as a point, as in "0,85" and "33,5%"; other values as they are. */
 const pointed = (value) => (typeof value === "string" ? value.replace(/^(\s*\d+),(\d+\s*%?\s*)$/, "$1.$2") : value);
 
@@ -229,7 +232,10 @@ export function mount(container, host) {
     if (read.linked === "preset") return say("linkedPreset");
     if (read.linked === "unused") return say("linkUnused", { preset: read.preset });
     if (read.linked) return read.source ? say("linkedTo", { source: read.source }) : say("linked");
-    return Object.hasOwn(PRESETS, read.preset ?? "") ? say("preset", { preset: read.preset }) : "";
+    const preset = Object.hasOwn(PRESETS, read.preset ?? "") ? read.preset : null;
+    const shown = preset ?? named(read.text);
+    return [preset && say("preset", { preset }), FOR_TRAINED.includes(shown) && say("forTrained", { preset: shown })]
+      .filter(Boolean).join(" ");
   }
 
   function showSummary() {

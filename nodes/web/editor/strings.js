@@ -62,13 +62,18 @@ const en = {
   tilesDense: "Dense: every token sees every token.",
   tilesFull: "Full window: every token sees every token.",
   tilesSelector: "“{selector}” chooses the tiles while sampling.",
-  preset: "Preset “{preset}”. The first change here copies it into the text and selects “custom”.",
+  preset: "The preset “{preset}” runs, not the text above. The first change here copies it into the text and selects " +
+    "“custom”.",
+  forTrained: "“{preset}” is meant for jointly trained weights: with others the content of the video changes.",
   linked: "Read-only: the schedule comes from a linked input. Disconnect it to edit here.",
   linkedPreset: "Read-only: the preset comes from a linked input. Disconnect it to edit here.",
   linkedTo: "Read-only: the schedule comes from “{source}”. Edit it there, or disconnect it.",
   linkUnused: "Read-only: the preset “{preset}” runs, not the linked schedule. Choose “custom” to run that, or " +
     "disconnect it to edit here.",
   broken: "The text cannot be read, so nothing here changes it. Correct the text above, or start from a preset.",
+  checkText: "What FPSAttention Check found",
+  checkEmpty: "Run this node: what it finds appears here.",
+  copy: "Copy", copied: "Copied", notCopied: "Not allowed here: select the text",
 };
 
 const zh = {
@@ -131,12 +136,16 @@ const zh = {
   tilesDense: "稠密：每个 token 都能看到所有 token。",
   tilesFull: "完整窗口：每个 token 都能看到所有 token。",
   tilesSelector: "“{selector}”在采样时选择图块。",
-  preset: "预设“{preset}”。在此首次修改时会复制到文本，并切换为“custom”。",
+  preset: "实际运行的是预设“{preset}”，而不是上面的文本。在此首次修改时会复制到文本，并切换为“custom”。",
+  forTrained: "“{preset}”适用于联合训练过的权重：用于其他权重时，视频内容会改变。",
   linked: "只读：调度来自已连接的输入。断开连接后可在此编辑。",
   linkedPreset: "只读：预设来自已连接的输入。断开连接后可在此编辑。",
   linkedTo: "只读：调度来自“{source}”。请在那里编辑，或断开连接。",
   linkUnused: "只读：实际运行的是预设“{preset}”，而不是已连接的调度。选择“custom”可改用后者，断开连接后可在此编辑。",
   broken: "文本无法读取，因此这里不会改动它。请更正上面的文本，或从预设开始。",
+  checkText: "FPSAttention 检查的结果",
+  checkEmpty: "运行此节点后，结果显示在这里。",
+  copy: "复制", copied: "已复制", notCopied: "此处不允许复制：请选中文本",
 };
 
 /** A function that gives the words of a language: `say("added", {phase: 2})`.
