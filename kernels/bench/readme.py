@@ -15,28 +15,24 @@ SHAPE = "720p, 81 frames, 40 heads"
 
 def block(found: tuple[Path, dict] | None) -> str:
     """Return the README's block, without its markers, of a result file and its path; None: nothing was measured."""
-    data = found[1] if found else {"cells": {}}
+    if found is None:
+        return "No card has been measured yet: `kernels/results/` holds no result, so there is no table."
+    path, data = found
     rows = [*_sparse(data), *_dense(data), *_backward(data), *_step(data), *_start(data), *_overhead(data)]
     lines = ["| measured on a graphics card | |", "|---|---:|"]
     lines += [f"| {name} | {value or NONE} |" for name, value in rows]
-    lines.append("")
-    if found:
-        header = data["header"]
-        driver = (header.get("nvidia_smi") or {}).get("driver_version", "unknown")
-        versions = header.get("versions", {})
-        lines.append(
-            f"{header.get('card')}, driver {driver}, torch {versions.get('torch')}, triton {versions.get('triton')}, "
-            f"commit {header.get('commit')}, {str(header.get('date'))[:10]}; all cells in "
-            f"[`kernels/results/{found[0].name}`](kernels/results/{found[0].name})."
-        )
-        dense = f"the fastest of {', '.join(baselines(data)) or 'none'}, the dense BF16 attentions in this result,"
-    else:
-        lines.append("No result of a card is in `kernels/results/`.")
-        dense = "the fastest dense BF16 attention measured beside it (each result names them)"
-    lines.append(
-        f"E is the time of {dense} over ours, times the density: 1 means that nothing is wasted. Ours includes "
-        "quantization; `python -m kernels.benchmark` measures it again."
-    )
+    header = data["header"]
+    driver = (header.get("nvidia_smi") or {}).get("driver_version", "unknown")
+    versions = header.get("versions", {})
+    lines += [
+        "",
+        f"{header.get('card')}, driver {driver}, torch {versions.get('torch')}, triton {versions.get('triton')}, "
+        f"commit {header.get('commit')}, {str(header.get('date'))[:10]}; all cells in "
+        f"[`kernels/results/{path.name}`](kernels/results/{path.name}).",
+        f"E is the time of the fastest of {', '.join(baselines(data)) or 'none'}, the dense BF16 attentions in this "
+        "result, over ours, times the density: 1 means that nothing is wasted. Ours includes quantization; "
+        "`python -m kernels.benchmark` measures it again.",
+    ]
     return "\n".join(lines)
 
 

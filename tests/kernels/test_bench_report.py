@@ -124,8 +124,13 @@ def test_plots_are_written_beside_the_result(tmp_path):
     assert plots.draw(empty, tmp_path / "empty.json") == []
 
 
-def test_without_a_result_every_row_says_not_measured(tmp_path):
+def test_without_a_result_there_is_no_table(tmp_path):
     text = readme.block(newest(tmp_path))
+    assert text.startswith("No card has been measured yet") and "|" not in text
+
+
+def test_what_a_result_lacks_is_said_row_by_row(tmp_path):
+    text = readme.block((tmp_path / "empty.json", {**made_up(), "cells": {}}))
     lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
     assert len(lines) == len(ROWS)
     for line, row in zip(lines, ROWS):
@@ -159,10 +164,10 @@ def test_the_newest_result_of_a_card_fills_the_block(tmp_path):
 
 def test_update_replaces_the_block_and_nothing_else(tmp_path):
     page = tmp_path / "PAGE.md"
-    page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    page.write_text(f"before\n{readme.BEGIN}\noutdated\n{readme.END}\nafter\n")
     readme.update(page, None)
     text = page.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text and "not measured" in text
+    assert text.startswith("before\n") and text.endswith("after\n") and "outdated" not in text and "No card" in text
     readme.update(page, None)
     assert page.read_text() == text
     readme.update(page, (tmp_path / "new.json", made_up()))
