@@ -4,6 +4,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { mount } from "./editor/mount.js";
+import { viewFrom } from "./editor/workflow.js";
 
 const NODE = "FPSAttentionSchedule";
 const NAME = "fps_schedule_editor";
@@ -56,12 +57,15 @@ function linkOf(node, name) {
   return slot >= 0 && node.graph && node.isInputConnected(slot) ? node.getInputLink(slot) : null;
 }
 
-/** The nodes that stand for a subgraph, wherever in the workflow. */
-function standIns(subgraph) {
+/** The nodes of the workflow, with those of its subgraphs. */
+function allNodes() {
   const root = app.rootGraph ?? app.graph;
   const graphs = [root, ...(root?.subgraphs?.values?.() ?? [])];
-  return graphs.flatMap((graph) => (graph?.nodes ?? graph?._nodes ?? []).filter((node) => node.subgraph === subgraph));
+  return graphs.flatMap((graph) => graph?.nodes ?? graph?._nodes ?? []);
 }
+
+/** The nodes that stand for a subgraph, wherever in the workflow. */
+const standIns = (subgraph) => allNodes().filter((node) => node.subgraph === subgraph);
 
 /** Where a widget's value is: a node and its widget, also the one outside that a subgraph shows in its place; or the link
  * from another node that decides it. What several nodes show for one subgraph has several values, so it is a link too. */
@@ -216,6 +220,7 @@ function addEditor(node, container, locale) {
     readView: () => node.properties?.fps_view,
     writeView: (view) => asOneChange(node, () => node.setProperty("fps_view", view)),
     measured: () => measured,
+    workflow: () => viewFrom(allNodes(), (each, name) => linkOf(each, name) !== null),
   });
   const { element } = editor;
   element.addEventListener("keydown", keepKeys);

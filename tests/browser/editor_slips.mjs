@@ -141,6 +141,25 @@ export const checks = ({ page, job, row, text, settle, load, fill, drag, middle,
       return { before, after };
     },
 
+    /** The video that the workflow makes, taken over by a button. */
+    async workflowView() {
+      const graph = workflow(job.three);
+      const sizes = { type: "EmptyHunyuanLatentVideo", pos: [1000, 300], size: [300, 150], flags: {}, order: 0, mode: 0,
+        inputs: [], outputs: [{ name: "LATENT", type: "LATENT", links: null }], properties: {} };
+      graph.nodes.push({ ...sizes, id: 3, widgets_values: [640, 368, 33, 1] });
+      await load(graph);
+      const shown = () => page.evaluate(() => Object.fromEntries(
+        [...document.querySelectorAll(".fps-editor input[data-view]")].map((input) => [input.dataset.view, input.value])));
+      const before = await shown();
+      await page.locator(".fps-take").click();
+      await settle();
+      const [taken, words] = [await shown(), await page.locator(".fps-view-name").innerText()];
+      await page.evaluate(() => app.graph.remove(app.graph.getNodeById(3)));
+      await page.locator(".fps-take").click();
+      await settle();
+      return { before, taken, words, nothing: await page.locator(".fps-view-name").innerText(), text: await text() };
+    },
+
     /** FPSAttention Check shows its text on the node, to copy. */
     async checkText() {
       await page.evaluate(() => {

@@ -27,7 +27,8 @@ NOTES = (
 VIEW = {"width": 1280, "height": 720, "frames": 81, "steps": 20, "shift": 5, "side": 16, "heads": 40, "layers": 40}
 CHECKS = [
     *("presetRows", "presetLinked", "sourceLinked", "blueprint", "twice"),
-    *("runKey", "moveTyping", "neighbor", "twoFingers", "comma", "undoFocus", "notes", "panel", "drawing", "checkText"),
+    *("runKey", "moveTyping", "neighbor", "twoFingers", "comma", "undoFocus", "notes", "panel", "drawing"),
+    *("workflowView", "checkText"),
 ]
 pytestmark = pytest.mark.browser
 
@@ -147,6 +148,14 @@ def test_notes(check):
 
 def test_panel(check):
     assert check["after"] == check["before"] > 400
+
+
+def test_workflow_view(check):
+    """Size and frames of the workflow's one video are taken over; what it does not say stays, and so does the text."""
+    taken = check["before"] | {"width": "640", "height": "368", "frames": "33"}
+    assert check["taken"] == taken != check["before"]
+    assert "From the workflow: width, height, frames." in check["words"]
+    assert "No node of this workflow" in check["nothing"] and check["text"] == THREE
 
 
 def test_check_text(check):

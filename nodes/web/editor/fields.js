@@ -3,10 +3,10 @@
 import { html, setText, takes, uid } from "./dom.js";
 import { FIELDS, MODELS, fieldValue, modelName, nextValue } from "./model.js";
 
-/** Make the fields.
- * @param {(change: Partial<import("./model.js").View>) => void} change
+/** Make the fields; `take` fills them from the workflow.
+ * @param {(change: Partial<import("./model.js").View>) => void} change @param {() => void} take
  * @param {(key: string, values?: object) => string} say */
-export function viewFields(change, say) {
+export function viewFields(change, take, say) {
   const id = uid();
   const problems = html("div", { role: "alert" });
   const inputs = {};
@@ -61,6 +61,16 @@ export function viewFields(change, say) {
     return html("label", { class: `fps-view-field fps-view-${name}` }, html("span", {}, say(name)), input);
   }
 
+  const tip = html("span", {}, say("viewTip"));
+  let back = 0;
+
+  /** Say something for a while where the tip stands. */
+  function tell(words) {
+    setText(tip, words);
+    clearTimeout(back);
+    back = setTimeout(() => setText(tip, say("viewTip")), 6000);
+  }
+
   const side = html("select", { class: "fps-field", "data-view": "side", onchange: () => commit("side") },
     html("option", { value: "16" }, "16 px"), html("option", { value: "32" }, "32 px"));
   inputs.side = side;
@@ -69,7 +79,9 @@ export function viewFields(change, say) {
   ...Object.keys(MODELS).map((name) => html("option", { value: name }, name)),
   html("option", { value: "" }, say("otherModel")));
   const element = html("div", { class: "fps-view", role: "group", "aria-labelledby": `fps-view-name-${id}` },
-    html("p", { class: "fps-view-name", id: `fps-view-name-${id}` }, html("b", {}, say("view")), ` ${say("viewTip")}`),
+    html("div", { class: "fps-view-head" },
+      html("p", { class: "fps-view-name", id: `fps-view-name-${id}` }, html("b", {}, say("view")), " ", tip),
+      html("button", { type: "button", class: "fps-take", title: say("takeTip"), onclick: take }, say("take"))),
     html("div", { class: "fps-view-row" },
       ...["width", "height", "frames", "steps", "shift"].map(field)),
     html("div", { class: "fps-view-row" },
@@ -89,5 +101,5 @@ export function viewFields(change, say) {
     }
     model.value = modelName(view) ?? "";
   }
-  return { element, update };
+  return { element, update, tell };
 }

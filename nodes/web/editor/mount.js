@@ -5,7 +5,7 @@ import { formatRows, moved, removed, roomOf, split, withRow } from "../core/rows
 import { ScheduleError, parse } from "../core/schedule.js";
 import { html, setText } from "./dom.js";
 import { viewFields } from "./fields.js";
-import { outlook, reading, shortTime, viewOf } from "./model.js";
+import { fieldValue, outlook, reading, shortTime, viewOf } from "./model.js";
 import { stepPlot } from "./plot.js";
 import { words } from "./strings.js";
 import { addStyle } from "./style.js";
@@ -19,6 +19,7 @@ import { tilePicture } from "./tiles.js";
  *   it would give the text, but a preset is chosen), and the name of where it comes from
  * @property {(text: string, final: boolean) => void} write `final` is false while something is being dragged
  * @property {() => unknown} readView  @property {(view: object) => void} writeView
+ * @property {() => object} workflow what the workflow says of the view
  * @property {() => {card: string | null, entries: object[], backends?: object | null}} measured
  *   new answers come as new arrays
  * @property {string} locale */
@@ -47,10 +48,7 @@ export function mount(container, host) {
   const table = phaseTable({ change, move, remove, focus: setFocus }, say);
   const plot = stepPlot({ dragEnd, focus: setFocus }, say);
   const tiles = tilePicture(say);
-  const fields = viewFields((more) => {
-    host.writeView({ ...viewOf(host.readView()), ...more });
-    update();
-  }, say);
+  const fields = viewFields(changeView, takeView, say);
 
   const chips = Object.keys(PRESETS).map((name) => html("button", { type: "button", class: "fps-chip",
     "data-preset": name, title: say("startTip", { preset: name }), onclick: () => startFrom(name) },
@@ -79,6 +77,22 @@ export function mount(container, host) {
     note, error, summary, panels, phases, fields.element, said);
   const element = html("div", { class: "fps-editor", role: "group", "aria-label": say("editor") }, body);
   container.append(element);
+
+  function changeView(more) {
+    host.writeView({ ...viewOf(host.readView()), ...more });
+    update();
+  }
+
+  /** Show the schedule for what the workflow makes, as far as it says so. */
+  function takeView() {
+    const view = viewOf(host.readView());
+    const found = Object.entries(host.workflow()).filter(([name, value]) => fieldValue(name, value) !== null);
+    const more = found.filter(([name, value]) => view[name] !== value);
+    if (more.length) changeView(Object.fromEntries(more));
+    const names = found.map(([name]) => say(name)).join(", ");
+    setText(said, found.length ? say("taken", { names }) : say("nothingToTake"));
+    fields.tell(said.textContent);
+  }
 
   function startFrom(name) {
     host.write(PRESETS[name], true);

@@ -29,9 +29,9 @@ const CSS = `
 
 .fps-presets { display: flex; flex-wrap: wrap; align-items: center; gap: 6px; }
 .fps-presets > span { color: var(--fps-soft); margin-right: 2px; }
-.fps-chip, .fps-add { font: inherit; color: var(--fps-text); background: var(--fps-panel); cursor: pointer;
+.fps-chip, .fps-add, .fps-take { font: inherit; color: var(--fps-text); background: var(--fps-panel); cursor: pointer;
   border: 1px solid var(--fps-line); border-radius: 999px; padding: 3px 11px; line-height: 1.4; }
-.fps-chip:hover:not(:disabled), .fps-add:hover:not([aria-disabled="true"]) { border-color: var(--fps-edge);
+.fps-chip:hover:not(:disabled), .fps-take:hover, .fps-add:hover:not([aria-disabled="true"]) { border-color: var(--fps-edge);
   background: var(--fps-on); }
 .fps-chip[aria-pressed="true"] { border-color: var(--fps-fp8); box-shadow: inset 0 0 0 1px var(--fps-fp8);
   font-weight: 600; }
@@ -148,6 +148,7 @@ tr[data-attention="dense"] .fps-grip b { background: var(--fps-dense-ground); co
 .fps-add { border-radius: 6px; padding: 3px 10px; }
 .fps-add[aria-disabled="true"] { color: var(--fps-soft); cursor: default; }
 
+.fps-view-head { display: flex; align-items: center; justify-content: space-between; gap: 8px; }
 .fps-view-name { color: var(--fps-soft); font-size: 11px; }
 .fps-view-name b { color: var(--fps-text); font-size: 12px; font-weight: 600; margin-right: 4px; }
 .fps-view { border-top: 1px solid var(--fps-line); padding-top: 8px; display: grid; gap: 6px; }
