@@ -182,7 +182,11 @@ def requested(backend: str) -> str:
 
 
 def _listing(table: tuple) -> str:
-    return "; ".join(f"{name}: {reason or 'can run'}" for name, reason in table)
+    """Every backend with its reason; those that share one stand together."""
+    names: dict[str, list[str]] = {}
+    for name, reason in table:
+        names.setdefault(reason or "can run", []).append(name)
+    return "; ".join(f"{', '.join(shared)}: {reason}" for reason, shared in names.items())
 
 
 def run_forward(

@@ -30,7 +30,7 @@ SIZE = (640, 360)
 TITLES = {
     "wan2.1_t2v_1.3b_fpsattention": ("Text to video 1.3B", "a checkpoint with its own\nsparse attention", "report"),
     "wan2.1_t2v_14b_fpsattention": ("Text to video 14B", "a checkpoint with its own\nsparse attention", "report"),
-    "wan2.1_t2v_stock_with_fpsattention": ("Stock Wan2.1", "sparse FP8 attention,\nphase by phase", "editor"),
+    "wan2.1_t2v_stock_with_fpsattention": ("Start here", "Wan2.1 with stock weights,\nsparse phase by phase", "editor"),
     "wan2.1_i2v_14b_with_fpsattention": ("Image to video", "Wan2.1 I2V 14B\nwith FPSAttention", "editor"),
     "wan2.1_vace_with_fpsattention": ("VACE", "a reference picture,\ncontrol blocks sparse too", "editor"),
     "wan2.1_t2v_14b_4_steps_with_fpsattention": ("Four steps", "distilled LoRA,\nonly the first step dense", "editor"),

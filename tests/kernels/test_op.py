@@ -203,6 +203,7 @@ def test_a_named_backend_that_cannot_run_says_why():
             fps_attention(*inputs, plan, backend=backend)
         message = sentence(str(caught.value))
         assert f"the backend '{backend}' cannot run here" in message and "reference: can run" in message
+        assert message.count("Triton") == 1, "a reason that several share is said once"
 
 
 def test_autocast_changes_nothing():
