@@ -1,7 +1,7 @@
 """What attention costs on a card: measured once by the benchmark node, kept in one file, asked by everything that tells
 expected seconds.
 
-Nothing here guesses: where a card, a head size or a pattern was not measured there is no estimate.
+Nothing here guesses: where a card, a head size, a pattern or a similar size was not measured there is no estimate.
 """
 
 from __future__ import annotations
@@ -15,10 +15,22 @@ from pathlib import Path
 from . import calibration_file
 from .calibration_file import MAX_ENTRIES, VERSION, CalibrationError, calibration_path, checked, shown
 
-__all__ = ["VERSION", "Calibration", "CalibrationError", "Estimate", "calibration_path", "entry_key", "interpolate"]
+__all__ = [
+    "VERSION",
+    "Calibration",
+    "CalibrationError",
+    "Estimate",
+    "calibration_path",
+    "entry_key",
+    "interpolate",
+    "is_near",
+]
 
 # What tells two entries apart; a new one with the same key takes the old one's place.
 KEY = ("card", "backend", "attention", "granularity", "slots", "tile", "head_dim", "tokens", "heads", "pattern")
+# Time grows with the square of the tokens only where launch and overhead no longer count: beyond this ratio of tokens,
+# up or down, a measurement says nothing.
+REACH = 4
 
 
 @dataclass(frozen=True)
@@ -139,23 +151,27 @@ class Calibration:
         backend: str | None = None,
         slots: int | None = None,
         tile: Sequence[int] | None = None,
+        any_size: bool = False,
     ) -> Estimate | None:
         """Return the expected milliseconds of one call of ``attention`` at ``density``, or None where nothing fits or
         tokens or heads are below 1.
 
-        The rule, exactly. Candidates: entries with this ``card``, ``pattern``, ``head_dim`` and ``attention``; of them
-        those with this ``backend``, because another one's times say nothing about it; where it is None, those of any
-        backend but 'reference', or all if there are no others. If some of them have this ``granularity``, only those;
-        if ``slots`` is given and some of these have it, only those. For the attention 'dense': entries with this
-        ``card`` and ``head_dim`` whose ``dense_ms`` is not null, which then takes the place of ``ms`` below. Of the
-        candidates those with the least ``abs(log(tokens / entry.tokens))``, of those the ones with this ``tile`` if it
-        is given and there are any, of those the greatest ``measured`` as text, of those the last in the file.
+        The rule, exactly. Only entries that ``is_near`` holds for count, or with ``any_size`` all, which tells what was
+        measured elsewhere and is no estimate. Candidates: of these, those with this ``card``, ``pattern``,
+        ``head_dim`` and ``attention``; of them those with this ``backend``, because another one's times say nothing
+        about it; where it is None, those of any backend but 'reference', or all if there are no others. If some of them
+        have this ``granularity``, only those; if ``slots`` is given and some of these have it, only those. For the
+        attention 'dense': entries with this ``card`` and ``head_dim`` whose ``dense_ms`` is not null, which then takes
+        the place of ``ms`` below. Of the candidates those with the least ``abs(log(tokens / entry.tokens))``, of those
+        the ones with this ``tile`` if it is given and there are any, of those the greatest ``measured`` as text, of
+        those the last in the file.
 
         Then ``scale = (tokens / entry.tokens) ** 2 * heads / entry.heads``,
         ``ms = interpolate(entry.points, density) * scale`` and ``dense_ms = entry.dense_ms * scale`` (None if null);
         ``scaled`` is whether ``entry.tokens != tokens or entry.heads != heads``.
         """
         found = [e for e in self.entries if (e["card"], e["head_dim"]) == (card, head_dim)]
+        found = [e for e in found if any_size or is_near(e["tokens"], tokens)]
         if attention == "dense":
             found = [e for e in found if e["dense_ms"] is not None]
         else:
@@ -183,6 +199,11 @@ class Calibration:
             entry=best,
             scaled=(best["tokens"], best["heads"]) != (tokens, heads),
         )
+
+
+def is_near(measured: int, wanted: int) -> bool:
+    """Return whether times of ``measured`` tokens say anything about ``wanted`` ones."""
+    return measured <= REACH * wanted and wanted <= REACH * measured
 
 
 def entry_key(entry: dict) -> tuple:

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
-import { allStayDense, milliseconds, runSeconds } from "../../nodes/web/core/calibration.js";
+import { allStayDense, milliseconds, pace, runSeconds, shortTime } from "../../nodes/web/core/calibration.js";
 import { chooseTiling, runTiling } from "../../nodes/web/core/grid.js";
 import {
   attentionWork, progressAt, samplerSigmas, sigmaAt, stepOutlooks, videoGrid,
@@ -94,11 +94,12 @@ test("estimates", () => {
 });
 
 test("what runs take", () => {
-  for (const { card, text, grid, steps, shift, model, backends, answer, allStayDense: all } of cases.costs) {
+  for (const { card, text, grid, steps, shift, model, backends, answer, anySize, allStayDense: all } of cases.costs) {
     const phases = parse(text), outlooks = stepOutlooks(phases, gridOf(grid), samplerSigmas(steps, shift).slice(0, -1));
     const found = runSeconds(cases.entries, card, phases, outlooks, model, backends);
     const said = JSON.stringify([card, text, model.tokens, backends]);
     assert.equal(allStayDense(outlooks, backends), all, said);
+    assert.equal(runSeconds(cases.entries, card, phases, outlooks, model, backends, true) !== null, anySize, said);
     if (!answer) {
       assert.equal(found, null, said);
       continue;
@@ -110,4 +111,9 @@ test("what runs take", () => {
     const rest = ({ ran, scaled, staysDense }) => ({ ran, scaled, staysDense });
     assert.deepEqual(rest(found), rest(answer), said);
   }
+});
+
+test("times and ratios in words", () => {
+  for (const { seconds, text } of cases.times) assert.equal(shortTime(seconds), text, String(seconds));
+  for (const { ratio, kind, times } of cases.paces) assert.deepEqual(pace(ratio), { kind, times }, String(ratio));
 });

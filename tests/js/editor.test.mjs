@@ -3,11 +3,12 @@ import assert from "node:assert/strict";
 import { readdirSync } from "node:fs";
 import { test } from "node:test";
 
+import { shortTime } from "../../nodes/web/core/calibration.js";
 import { chooseTiling } from "../../nodes/web/core/grid.js";
 import { MAX_PHASES, PRESETS } from "../../nodes/web/core/known.js";
 import { parse } from "../../nodes/web/core/schedule.js";
 import {
-  FIELDS, MODELS, fieldValue, modelName, nextValue, outlook, reading, shortTime, viewOf,
+  FIELDS, MODELS, fieldValue, modelName, nextValue, outlook, reading, viewOf,
 } from "../../nodes/web/editor/model.js";
 import { TABLES, words } from "../../nodes/web/editor/strings.js";
 import { changeOf, stepped } from "../../nodes/web/editor/table.js";
@@ -108,6 +109,24 @@ test("a field's value is a change of its row", () => {
   assert.deepEqual(changeOf(row, "pattern", "window", (key) => key), { selector: null });
 });
 
-test("times read well", () => {
-  assert.deepEqual([0.0123, 4.56, 123.4, 3600].map(shortTime), ["12 ms", "4.6 s", "123 s", "60 min"]);
+test("times read well in both languages", () => {
+  const read = (language) => [0.0123, 4.56, 123.4, 3600, 151807 * 60].map((seconds) =>
+    shortTime(seconds, words(language)("units").split(" ")));
+  assert.deepEqual(read("en"), ["12 ms", "4.6 s", "2 min 3 s", "1 h", "105 d"]);
+  assert.deepEqual(read("zh"), ["12 毫秒", "4.6 秒", "2 分钟 3 秒", "1 小时", "105 天"]);
+});
+
+test("a size that is unlike the measured one has no seconds", () => {
+  const entry = {
+    card: "A", backend: "reference", attention: "fp8", granularity: "x1", slots: 64, tile: [3, 5, 4], head_dim: 128,
+    tokens: 32760, heads: 12, pattern: "window", points: [[0.3, 3], [1, 9]], dense_ms: 12, dense_backend: "sdpa",
+    measured: "2026-11-21",
+  };
+  const told = (tokens, changes = {}) => {
+    const found = outlook(parse(PRESETS.mild), viewOf({}), { card: "A", entries: [{ ...entry, ...changes, tokens }] });
+    return [found.seconds !== null, found.otherSize];
+  };
+  assert.deepEqual([768, 8189, 8190, 32760, 131040, 131041].map((tokens) => told(tokens)),
+    [[false, true], [false, true], [true, false], [true, false], [true, false], [false, true]]);
+  assert.deepEqual(told(768, { card: "B" }), [false, false]);
 });

@@ -11,9 +11,17 @@ from pathlib import Path
 
 import pytest
 from fpsattention.kernels import calibration_file
-from fpsattention.kernels.calibration import Calibration, CalibrationError, calibration_path, entry_key, interpolate
+from fpsattention.kernels.calibration import (
+    REACH,
+    Calibration,
+    CalibrationError,
+    calibration_path,
+    entry_key,
+    interpolate,
+    is_near,
+)
 from fpsattention.kernels.calibration_file import ENVIRONMENT, MAX_ENTRIES, checked, shown
-from fpsattention.kernels.expected import all_stay_dense, run_seconds
+from fpsattention.kernels.expected import all_stay_dense, pace, pace_words, run_seconds, short_time
 from fpsattention.kernels.grid import TokenGrid
 from fpsattention.kernels.outlook import sampler_sigmas, step_outlooks
 from fpsattention.kernels.schedule import Schedule
@@ -81,13 +89,32 @@ def test_ends_go_on_along_the_last_segment():
     assert interpolate([[0.2, 2.0]], 0.1) == pytest.approx(1.0)
 
 
-@given(st.integers(1, 10**6), st.integers(1, 100), densities)
+@given(st.integers(8190, 4 * 32760), st.integers(1, 100), densities)
 def test_tokens_count_squared_and_heads_once(tokens, heads, density):
     found = estimate([entry()], tokens=tokens, heads=heads, density=density)
     scale = (tokens / 32760) ** 2 * heads / 12
     assert found.ms == pytest.approx(interpolate(entry()["points"], density) * scale)
     assert found.dense_ms == pytest.approx(12.0 * scale)
     assert found.scaled == ((tokens, heads) != (32760, 12))
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**6))
+def test_a_size_answers_up_to_a_quarter_and_four_times_its_tokens(measured, wanted):
+    near = max(measured, wanted) <= REACH * min(measured, wanted)
+    assert is_near(measured, wanted) == is_near(wanted, measured) == near
+    for attention in ("fp8", "dense"):
+        assert (estimate([entry(tokens=measured)], tokens=wanted, attention=attention) is not None) == near
+        assert estimate([entry(tokens=measured)], tokens=wanted, attention=attention, any_size=True) is not None
+
+
+def test_seconds_on_a_processor_are_not_told_from_a_tiny_video():
+    """768 tokens were measured in two seconds, and 832 x 480, 81 frames was promised 105 days instead of 10."""
+    tiny = entry(tokens=768, backend="reference", dense_ms=0.7, points=[[0.3, 5.0], [1.0, 7.0]])
+    assert estimate([tiny]) is None and estimate([tiny], attention="dense") is None
+    assert estimate([tiny], tokens=3072).scaled and estimate([tiny], tokens=192).scaled
+    # A similar size comes before a better granularity of a size that says nothing.
+    other = entry(granularity="x2")
+    assert estimate([entry(tokens=768), other]).entry is other
 
 
 def test_which_entry_answers():
@@ -103,7 +130,7 @@ def test_which_entry_answers():
 
 
 def test_granularity_is_preferred_and_the_rest_demanded():
-    x1, x2 = entry(), entry(granularity="x2", tokens=500)
+    x1, x2 = entry(), entry(granularity="x2", tokens=9000)
     assert estimate([x1, x2], granularity="x2").entry is x2
     assert estimate([x1, x2], granularity="x8").entry is x1
     for change in ({"card": "Card B"}, {"head_dim": 64}, {"attention": "bf16"}, {"pattern": "heads"}):
@@ -120,14 +147,14 @@ def test_another_backends_times_are_no_estimate():
         assert estimate(entries, backend="reference").entry is slow
         assert estimate(entries, backend="triton-int8") is None
     # Nearer in tokens is no excuse either, and where there is nothing else the reference answers.
-    assert estimate([entry(tokens=500), slow]).entry["backend"] == "triton-fp8"
+    assert estimate([entry(tokens=9000), slow]).entry["backend"] == "triton-fp8"
     assert estimate([slow]).entry is slow and estimate([slow], backend="triton-fp8") is None
     # The host's own attention was measured beside it all the same.
     assert estimate([slow], attention="dense", backend="triton-fp8").ms == 12.0
 
 
 def test_slots_are_preferred_and_a_tile_decides_between_equals():
-    small, wide = entry(tokens=1000), entry(slots=128, tile=[3, 5, 8], measured="2026-11-22")
+    small, wide = entry(tokens=10000), entry(slots=128, tile=[3, 5, 8], measured="2026-11-22")
     assert estimate([small, wide], slots=64).entry is small and estimate([small, wide], slots=128).entry is wide
     assert estimate([small, wide], slots=32).entry is wide is estimate([small, wide]).entry
     other = entry(tile=[4, 4, 4], measured="2026-11-22")
@@ -135,7 +162,7 @@ def test_slots_are_preferred_and_a_tile_decides_between_equals():
     assert estimate([entry(), other], tile=(3, 5, 4)).entry["tile"] == [3, 5, 4]
     assert estimate([entry(), other], tile=(9, 9, 9)).entry is other
     # The size says more than the form of a tile.
-    assert estimate([entry(tokens=1000), other], tile=(3, 5, 4)).entry is other
+    assert estimate([entry(tokens=10000), other], tile=(3, 5, 4)).entry is other
 
 
 def test_what_a_run_takes():
@@ -152,7 +179,8 @@ def test_what_a_run_takes():
     found = run([fast, bf16, slow], both)
     assert found == run([fast, bf16, slow], None) and len(found.steps) == 8
     assert found.entry is fast and found.ran == ["triton-fp8", "triton-bf16"]
-    assert not found.scaled and not found.stays_dense and run([fast, bf16], both, tokens=1000).scaled
+    assert not found.scaled and not found.stays_dense and run([fast, bf16], both, tokens=10_000).scaled
+    assert run([fast, bf16], both, tokens=1000) is None
     assert found.dense_seconds == pytest.approx(8 * 30 * 0.012) and found.seconds == pytest.approx(sum(found.steps))
     assert found.steps[0] == pytest.approx(30 * 0.012) and found.steps[-1] == pytest.approx(
         30 * 0.02 * steps[-1].density
@@ -168,16 +196,42 @@ def test_what_a_run_takes():
     assert not all_stay_dense(steps, None) and not all_stay_dense(steps[:1], {"fp8": None, "bf16": None})
 
 
+def test_times_are_written_as_a_person_would():
+    times = [short_time(seconds) for seconds in (0.0123, 4.56, 12.0, 100, 3600, 9000, 151_807 * 60, 15_324 * 60)]
+    assert times == ["12 ms", "4.6 s", "12 s", "1 min 40 s", "1 h", "2 h 30 min", "105 d", "11 d"]
+
+
+@given(st.floats(1e-4, 1e9))
+def test_a_time_in_words_is_the_time(seconds):
+    sizes = {"ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86400}
+    words = short_time(seconds).replace(",", "").split()
+    told = sum(float(number) * sizes[unit] for number, unit in zip(words[::2], words[1::2]))
+    assert told == pytest.approx(seconds, rel=0.06, abs=5e-5) and len(words) in (2, 4)
+    if len(words) == 4:
+        assert 0 < int(words[2]) < sizes[words[1]] / sizes[words[3]]
+
+
+def test_ratios_say_which_way_they_go():
+    words = [pace_words(ratio) for ratio in (1.5, 0.101, 0.01, 1.0, 0.97, 12.3)]
+    assert words == [
+        *("1.5 times as fast", "9.9 times slower", "100 times slower", "about as fast", "about as fast"),
+        "12 times as fast",
+    ]
+    for ratio in (1.2, 3.0, 40.0):
+        assert pace(ratio)[1] == pace(1 / ratio)[1] and (pace(ratio)[0], pace(1 / ratio)[0]) == ("faster", "slower")
+
+
 def test_dense_steps_have_an_estimate_of_their_own():
     one = entry(dense_ms=None, tokens=32760)
     two = entry(attention="bf16", granularity=None, tokens=1000, dense_ms=0.5)
     assert estimate([one], attention="dense") is None and estimate([one]).dense_ms is None
     assert estimate([one, two], attention="dense", tokens=2000).ms == pytest.approx(2.0)
+    assert estimate([one, two], attention="dense") is None
 
 
 def test_dense_times_of_the_attention_that_the_host_has_now():
     old = entry(dense_ms=10.0, dense_backend="attention_pytorch", measured="2026-11-22")
-    sage = entry(tile=[3, 10, 4], tokens=1000, dense_ms=1.0, dense_backend="attention_sage")
+    sage = entry(tile=[3, 10, 4], tokens=10_000, dense_ms=1.0, dense_backend="attention_sage")
     elsewhere = [entry(card="Card B"), entry(head_dim=64)]
     calibration = Calibration([old, sage, *elsewhere], "a problem")
 
@@ -391,7 +445,8 @@ def test_any_file_is_survived_and_none_is_lost(tmp_path, mutation):
     assert any(p.read_bytes() == data for p in folder.iterdir())
     for e in calibration.entries:
         assert checked(e) == e and entry_key(e)
-        assert estimate([e], card=e["card"], attention=e["attention"], head_dim=e["head_dim"], pattern=e["pattern"])
+        asked = {name: e[name] for name in ("card", "tokens", "attention", "head_dim", "pattern")}
+        assert estimate([e], **asked)
     assert calibration.problem is None or calibration.problem.endswith(".")
     if calibration.problem is None or "update the node pack" not in calibration.problem:
         calibration.put(entry(tokens=77))

@@ -7,7 +7,7 @@
 /** @typedef {{ms: number, denseMs: number | null, entry: Entry, scaled: boolean}} Estimate */
 /** What is asked for. @typedef {{card: string, tokens: number, heads: number, headDim: number, attention: string,
  *   granularity: string | null, density: number, pattern?: string, backend?: string | null, slots?: number | null,
- *   tile?: number[] | null}} Call */
+ *   tile?: number[] | null, anySize?: boolean}} Call */
 /** What runs each kind of sparse attention, null where that stays dense; null as a whole where it is not known.
  * @typedef {Record<string, string | null> | null} Backends */
 
@@ -24,13 +24,21 @@ export function interpolate(points, density) {
   return Math.max(0, m0 + ((m1 - m0) * (density - d0)) / (d1 - d0));
 }
 
-/** The expected milliseconds of one attention call, or null where nothing was measured that fits.
+// Beyond this ratio of tokens, up or down, launch and overhead count, and a measurement says nothing.
+const REACH = 4;
+
+/** Whether times of `measured` tokens say anything about `wanted` ones.
+ * @param {number} measured @param {number} wanted @returns {boolean} */
+export const isNear = (measured, wanted) => measured <= REACH * wanted && wanted <= REACH * measured;
+
+/** The expected milliseconds of one attention call, or null where nothing was measured that fits. With `anySize` also
+ * what was measured at another size, which is no estimate.
  * @param {Entry[]} entries @param {Call} call @returns {Estimate | null} */
 export function milliseconds(entries, call) {
   const { card, tokens, heads, headDim, attention, granularity, density, pattern = "window" } = call;
-  const { backend = null, slots = null, tile = null } = call;
+  const { backend = null, slots = null, tile = null, anySize = false } = call;
   const dense = attention === "dense";
-  let found = entries.filter((e) => e.card === card && e.head_dim === headDim);
+  let found = entries.filter((e) => e.card === card && e.head_dim === headDim && (anySize || isNear(e.tokens, tokens)));
   /** Only those, if there are any. */
   const prefer = (fits) => {
     const some = found.filter(fits);
@@ -62,17 +70,18 @@ export function milliseconds(entries, call) {
 }
 
 /** What a run's self-attention takes, sparse and dense, in seconds, with one pass over the model's layers per step;
- * null without a card or where a step has no estimate: the same rule as kernels/expected.py.
+ * null without a card or where a step has no estimate: the same rule as kernels/expected.py. With `anySize` these are
+ * no seconds to show, but say whether it is only the size that was not measured.
  * @param {Entry[]} entries @param {string | null} card @param {import("./schedule.js").Phase[]} phases
  * @param {import("./outlook.js").Step[]} steps
  * @param {{tokens: number, heads: number, layers: number, headDim?: number, slots?: number, tile?: number[]}} model
- * @param {Backends} [backends]
+ * @param {Backends} [backends] @param {boolean} [anySize]
  * @returns {{seconds: number, denseSeconds: number | null, steps: number[], entry: Entry, ran: string[],
  *   scaled: boolean, staysDense: boolean} | null} */
-export function runSeconds(entries, card, phases, steps, model, backends = null) {
+export function runSeconds(entries, card, phases, steps, model, backends = null, anySize = false) {
   if (card === null || !steps.length) return null;
   const { tokens, heads, layers, headDim = 128, slots, tile } = model;
-  const common = { card, tokens, heads, headDim, slots, tile };
+  const common = { card, tokens, heads, headDim, slots, tile, anySize };
   const dense = milliseconds(entries, { ...common, attention: "dense", granularity: null, density: 1 });
   const found = [], sparse = [];
   let staysDense = false;
@@ -110,4 +119,35 @@ export function runSeconds(entries, card, phases, steps, model, backends = null)
 export function allStayDense(steps, backends) {
   const kinds = steps.map((step) => step.attention).filter((kind) => kind !== "dense");
   return backends !== null && kinds.length > 0 && kinds.every((kind) => (backends[kind] ?? null) === null);
+}
+
+const round = (value) => Math.floor(value + 0.5);
+
+function tenths(value) {
+  if (value < 0.05) return value ? "<0.1" : "0";
+  return value < 9.95 ? (round(value * 10) / 10).toFixed(1) : round(value).toLocaleString("en-US");
+}
+
+/** A unit's place in the list of units, its seconds, those of the unit below, how many there are before the next. */
+const UNITS = [[2, 60, 1, 60], [3, 3600, 60, 24], [4, 86400, 3600, Infinity]];
+
+/** Seconds as a person would write them: "12 ms", "4.6 s", "1 min 40 s", "105 d"; the same rule as in Python.
+ * @param {number} seconds @param {string[]} [units] the five units in another language @returns {string} */
+export function shortTime(seconds, units = ["ms", "s", "min", "h", "d"]) {
+  if (seconds < 0.9995) return `${tenths(seconds * 1000)} ${units[0]}`;
+  if (seconds < 59.5) return `${tenths(seconds)} ${units[1]}`;
+  for (const [unit, size, part, most] of UNITS) {
+    const parts = round(seconds / part), large = Math.floor(parts / (size / part)), small = parts % (size / part);
+    if (large < 10) return `${large} ${units[unit]}${small ? ` ${small} ${units[unit - 1]}` : ""}`;
+    if (round(seconds / size) < most) return `${round(seconds / size).toLocaleString("en-US")} ${units[unit]}`;
+  }
+  return "";
+}
+
+/** What a time is to another that is `ratio` times as long: how many times faster or slower, or about the same.
+ * @param {number} ratio @returns {{kind: "faster" | "slower" | "same", times: string}} */
+export function pace(ratio) {
+  const times = ratio >= 1 ? ratio : 1 / ratio;
+  if (times < 1.05) return { kind: "same", times: "1" };
+  return { kind: ratio >= 1 ? "faster" : "slower", times: tenths(times) };
 }

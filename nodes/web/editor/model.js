@@ -102,6 +102,8 @@ export function outlook(rows, view, measured) {
   const tokens = tokensOf(grid);
   const tiling = chooseTiling(grid, SLOTS);
   const { card, entries, backends = null } = measured;
+  const model = { tokens, heads: view.heads, layers: view.layers, slots: SLOTS, tile: tiling.tile };
+  const seconds = runSeconds(entries, card, rows, steps, model, backends);
   return {
     problem: null,
     grid,
@@ -111,15 +113,7 @@ export function outlook(rows, view, measured) {
     densities: rows.map((row) => phaseDensity(row, grid)),
     work: attentionWork(steps),
     staysDense: allStayDense(steps, backends),
-    seconds: runSeconds(entries, card, rows, steps,
-      { tokens, heads: view.heads, layers: view.layers, slots: SLOTS, tile: tiling.tile }, backends),
+    seconds,
+    otherSize: seconds === null && runSeconds(entries, card, rows, steps, model, backends, true) !== null,
   };
-}
-
-/** Seconds as a person would write them.
- * @param {number} seconds @returns {string} */
-export function shortTime(seconds) {
-  if (seconds >= 600) return `${Math.round(seconds / 60)} min`;
-  if (seconds >= 100) return `${Math.round(seconds)} s`;
-  return seconds >= 1 ? `${seconds.toFixed(1)} s` : `${Math.round(seconds * 1000)} ms`;
 }

@@ -1,11 +1,12 @@
 // The schedule editor in any container. The text is the only truth: the editor reads it, and writes it whole.
 
+import { pace, shortTime } from "../core/calibration.js";
 import { MAX_PHASES, PRESETS } from "../core/known.js";
 import { formatRows, moved, removed, roomOf, split, withRow } from "../core/rows.js";
 import { ScheduleError, parse } from "../core/schedule.js";
-import { html, setText } from "./dom.js";
+import { html, percent, setText } from "./dom.js";
 import { viewFields } from "./fields.js";
-import { fieldValue, outlook, reading, shortTime, viewOf } from "./model.js";
+import { fieldValue, outlook, reading, viewOf } from "./model.js";
 import { stepPlot } from "./plot.js";
 import { words } from "./strings.js";
 import { addStyle } from "./style.js";
@@ -255,17 +256,22 @@ export function mount(container, host) {
   function showSummary() {
     const dense = state.steps.filter((step) => step.attention === "dense").length;
     const number = (value) => value.toLocaleString("en-US");
-    setText(work, state.work === null ? "×?" : `×${state.work.toFixed(2)}`);
+    setText(work, state.work === null ? "? %" : percent(state.work));
     setText(workOf, state.work === null ? say("workUnknown") : say("workOf"));
     setText(stepsLine, say("stepsLine", { steps: state.steps.length, dense, sparse: state.steps.length - dense }));
     stepsLine.title = say("tokensLine", { tokens: number(state.tokens), tile: state.tiling.tile.join("×") });
     const found = state.seconds;
-    if (!found) return setText(seconds, say(state.staysDense ? "staysDense" : "noSeconds"));
+    if (!found) {
+      const why = state.staysDense ? "staysDense" : state.otherSize ? "otherSize" : "noSeconds";
+      return setText(seconds, say(why, { ...state.view, tokens: number(state.tokens) }));
+    }
     const { denseSeconds, entry, ran, scaled, staysDense } = found;
-    const values = { seconds: shortTime(found.seconds), card: entry.card, tokens: number(entry.tokens),
+    const time = (value) => shortTime(value, say("units").split(" "));
+    const values = { seconds: time(found.seconds), card: entry.card, tokens: number(entry.tokens),
       backend: ran.join(", ") };
-    const what = denseSeconds === null ? say("secondsAlone", values) : say("seconds",
-      { ...values, dense: shortTime(denseSeconds), gain: (denseSeconds / found.seconds).toFixed(2) });
+    const { kind, times } = pace(denseSeconds / found.seconds);
+    const what = denseSeconds === null ? say("secondsAlone", values) :
+      say("seconds", { ...values, dense: time(denseSeconds), pace: say(kind, { times }) });
     const from = [` ${say(scaled ? "secondsScaled" : "secondsFrom", values)}`];
     if (staysDense) from.push(`. ${say("staysDense")}`);
     if (seconds.textContent !== what + from.join("")) seconds.replaceChildren(html("b", {}, what), ...from);

@@ -8,7 +8,9 @@ const en = {
   workUnknown: "the selector decides while sampling",
   stepsLine: "{steps} steps: {dense} dense, {sparse} sparse",
   tokensLine: "{tokens} tokens, tiles of {tile}",
-  seconds: "{seconds} of attention instead of {dense} (×{gain})",
+  seconds: "{seconds} of attention instead of {dense} ({pace})",
+  faster: "{times} times as fast", slower: "{times} times slower", same: "about as fast",
+  units: "ms s min h d",
   secondsAlone: "{seconds} of attention",
   secondsFrom: "for the run at one pass a step (CFG takes two), measured on {card} with {backend}",
   secondsScaled:
@@ -16,6 +18,8 @@ const en = {
   staysDense: "On this machine sparse steps stay dense; the FPSAttention Check node says what is missing.",
   noSeconds: "Seconds appear once the FPSAttention Benchmark node has measured what these steps run on this card; " +
     "the FPSAttention Preview node names it.",
+  otherSize: "No seconds: this size was not measured on this card. Run the FPSAttention Benchmark node at " +
+    "{width} × {height}, {frames} frames ({tokens} tokens).",
   view: "Shown for",
   viewTip: "only in this picture; the run itself takes nothing from here",
   take: "From the workflow", takeTip: "Take size, frames, steps and shift from the nodes of this workflow.",
@@ -87,12 +91,16 @@ const zh = {
   workUnknown: "由选择器在采样时决定",
   stepsLine: "{steps} 步：{dense} 步稠密，{sparse} 步稀疏",
   tokensLine: "{tokens} 个 token，图块 {tile}",
-  seconds: "注意力 {seconds}，稠密为 {dense}（×{gain}）",
+  seconds: "注意力 {seconds}，稠密为 {dense}（{pace}）",
+  faster: "速度为其 {times} 倍", slower: "用时为其 {times} 倍", same: "速度相当",
+  units: "毫秒 秒 分钟 小时 天",
   secondsAlone: "注意力 {seconds}",
   secondsFrom: "全程每步一次前向（CFG 为两次），用 {backend} 在 {card} 上实测",
   secondsScaled: "全程每步一次前向（CFG 为两次），由 {backend} 在 {card} 上 {tokens} 个 token 的实测换算",
   staysDense: "本机上稀疏步骤会保持稠密；缺少什么，见 FPSAttention Check 节点。",
   noSeconds: "用 FPSAttention Benchmark 节点在本显卡上测量这些步骤所用的注意力后，这里会显示秒数；缺少哪些，见 FPSAttention Preview 节点。",
+  otherSize: "没有秒数：本显卡没有测量过这一尺寸。请用 FPSAttention Benchmark 节点按 {width} × {height}、{frames} 帧" +
+    "（{tokens} 个 token）测量。",
   view: "显示条件",
   viewTip: "只影响本图，不影响实际运行",
   take: "取自工作流", takeTip: "从本工作流的节点读取尺寸、帧数、步数和 shift。",
