@@ -58,7 +58,8 @@ class Seconds:
 class Preview:
     """Everything that picture and table show.
 
-    ``unmeasured`` are the pairs of attention and backend that steps run and that have no estimate.
+    ``unmeasured`` are the pairs of attention and backend that steps run and that have no estimate, with the tokens of
+    the measurement that is too small or too large for one (None: there is none of any size).
     """
 
     schedule: Schedule
@@ -71,7 +72,7 @@ class Preview:
     phases: list[PhaseOutlook]
     notes: list[str]
     seconds: list[Seconds]
-    unmeasured: list[tuple[str, str | None]]
+    unmeasured: dict[tuple[str, str | None], int | None]
     backends: dict[str, str | None] | None = None
 
     @property
@@ -132,8 +133,8 @@ def outlook(
     calibration = calibration or Calibration()
     tiles = {"slots": slots, "tile": choose_tiling(grid, slots, tile).tile, "backends": backends}
 
-    def expected(some: list[StepOutlook], layers: int, heads: int) -> RunSeconds | None:
-        return run_seconds(calibration, card, schedule, some, grid.tokens, heads, layers, head_dim, **tiles)
+    def expected(some: list[StepOutlook], layers: int, heads: int, **size: bool) -> RunSeconds | None:
+        return run_seconds(calibration, card, schedule, some, grid.tokens, heads, layers, head_dim, **tiles, **size)
 
     seconds = []
     for name, layers, heads in models:
@@ -143,7 +144,11 @@ def outlook(
             source = _source(found, beside and beside.entry["dense_backend"], dense)
             seconds.append(Seconds(name, layers, heads, found.seconds, found.dense_seconds, found.steps, source))
     kinds = {_runs(step, backends): step for step in outlooks}
-    missing = [kind for kind, step in kinds.items() if expected([step], 1, 1) is None]
+    missing = {}
+    for kind, step in kinds.items():
+        if expected([step], 1, 1) is None:
+            elsewhere = expected([step], 1, 1, any_size=True)
+            missing[kind] = elsewhere and elsewhere.entry["tokens"]
     notes = list(notes or [])
     return Preview(schedule, video, grid, shift, slots, tile, outlooks, phases, notes, seconds, missing, backends)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..kernels.expected import pace_words, short_time
 from ..kernels.measure import measured_of
 from .preview_outlook import PhaseOutlook, Preview
 
@@ -59,11 +60,11 @@ def seconds_lines(preview: Preview, card: str | None) -> list[str]:
         return [f"No expected seconds: {_why_none(preview, f' on {card}' if card else '')}"]
     lines = []
     for found in preview.seconds:
-        text = (
-            f"Expected self-attention of {found.model} ({found.layers} layers, {found.heads} heads): {found.ours:.1f} s"
-        )
+        text = f"Expected self-attention of {found.model} ({found.layers} layers, {found.heads} heads): "
+        text += short_time(found.ours)
         if found.dense is not None:
-            text += f" instead of {found.dense:.1f} s dense"
+            text += f" instead of {short_time(found.dense)} dense"
+            text += f", {pace_words(found.dense / found.ours)}," if found.ours else ""
         lines.append(f"{text} for one model call per step ({found.source}).")
     if card:
         lines.append(
@@ -78,15 +79,22 @@ def _why_none(preview: Preview, where: str) -> str:
     if preview.work is None:
         return "a selector decides while sampling what there is to do."
     # Dense attention is measured beside every other.
-    kinds = [kind for kind in preview.unmeasured if kind[0] != "dense"] or [("dense attention", None)]
+    missing = {kind: tokens for kind, tokens in preview.unmeasured.items() if kind[0] != "dense"}
+    missing = missing or {("dense attention", None): preview.unmeasured.get(("dense", None))}
+    kinds, sizes = list(missing), list(missing.values())
     names = [" on ".join(filter(None, kind)) for kind in kinds]
     never = [name for name, (attention, backend) in zip(names, kinds) if backend and attention != measured_of(backend)]
     if never:
         return f"FPSAttention Benchmark does not measure {' and '.join(never)}."
     backends = " and once with ".join(backend for _, backend in kinds if backend)
+    if None in sizes:
+        what = f"{' and '.join(names)} {'was' if len(names) == 1 else 'were'} not measured{where} yet"
+    else:
+        tokens = " and ".join(f"{name} with {size:,} tokens" for name, size in zip(names, sizes))
+        what = f"this size was not measured{where}, only {tokens}, which says too little about {preview.grid.tokens:,}"
     return (
-        f"{' and '.join(names)} {'was' if len(names) == 1 else 'were'} not measured{where} yet. Run FPSAttention "
-        f"Benchmark once{f' with backend {backends}' if backends else ''}, and they appear here and in the editor."
+        f"{what}. Run FPSAttention Benchmark once at this size{f' with backend {backends}' if backends else ''}, and "
+        "they appear here and in the editor."
     )
 
 
@@ -98,7 +106,7 @@ def preview_text(preview: Preview, card: str | None) -> str:
     for phase in preview.phases:
         lines += [phase_line(phase), f"    {tiles_line(phase)}"]
     lines += ["", f"{'step':>9}  {'sigma':<6}  {'phase':>5}  {'attention':<10}  {'density':>7}  {'work so far':>11}"]
-    lines[-1] += f"  {'seconds':>8}" if len(preview.seconds) == 1 else ""
+    lines[-1] += f"  {'expected':>12}" if len(preview.seconds) == 1 else ""
     lines += _step_lines(preview)
     return "\n".join([*lines, "", *seconds_lines(preview, card)]) + "\n"
 
@@ -121,5 +129,5 @@ def _step_lines(preview: Preview) -> list[str]:
         density = "?" if first.density is None else f"{first.density:.1%}"
         line = f"{number:>9}  {first.sigma:<6.4f}  {first.phase + 1:>5}  {attention:<10}  {density:>7}"
         line += f"  {preview.cumulative[last.index]:>11.1%}"
-        lines.append(line + (f"  {sum(each[i] for i in group):>8.2f}" if each else ""))
+        lines.append(line + (f"  {short_time(sum(each[i] for i in group)):>12}" if each else ""))
     return lines

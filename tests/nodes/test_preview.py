@@ -152,8 +152,8 @@ def test_seconds_only_where_this_card_was_measured(calibration):
     measured(calibration, card="another card")
     preview, card = make_preview(few, 832, 480, 81, 4, 5.0)
     assert preview.seconds == [] and seconds_lines(preview, card) == [
-        f"No expected seconds: fp8 on reference was not measured on {card} yet. Run FPSAttention Benchmark once with "
-        "backend reference, and they appear here and in the editor."
+        f"No expected seconds: fp8 on reference was not measured on {card} yet. Run FPSAttention Benchmark once at "
+        "this size with backend reference, and they appear here and in the editor."
     ]
     measured(calibration)
     preview, card = make_preview(few, 832, 480, 81, 4, 5.0)
@@ -162,9 +162,49 @@ def test_seconds_only_where_this_card_was_measured(calibration):
     assert small.ours == pytest.approx(30 * (100 + 3 * 50 * density) / 1e3) and small.dense == pytest.approx(12.0)
     assert large.ours == pytest.approx(small.ours * 40 / 30 * 40 / 12)
     text = preview_text(preview, card)
-    assert "Wan 1.3B (30 layers, 12 heads): 4.8 s instead of 12.0 s dense" in text
+    assert "Wan 1.3B (30 layers, 12 heads): 4.8 s instead of 12 s dense, 2.5 times as fast, for one model" in text
+    assert "Wan 14B (40 layers, 40 heads): 22 s instead of 53 s dense, 2.5 times as fast" in text
     assert "measured 2026-11-21 on reference with 32,760 tokens and 12 heads)." in text and "heads, scaled)" in text
     assert preview_image(preview, card).isfinite().all()
+
+
+def test_a_size_that_is_unlike_the_measured_one_has_no_seconds(calibration, monkeypatch):
+    """From 768 tokens on a CPU nothing follows for 32,760; the sentence names both, and what to do."""
+    few = preset("few-step")
+    measured(calibration, tokens=768)
+    preview, card = make_preview(few, 832, 480, 81, 4, 5.0)
+    assert preview.seconds == [] and seconds_lines(preview, card) == [
+        f"No expected seconds: this size was not measured on {card}, only fp8 on reference with 768 tokens, which says "
+        "too little about 32,760. Run FPSAttention Benchmark once at this size with backend reference, and they appear "
+        "here and in the editor."
+    ]
+    assert preview_image(preview, card).isfinite().all()
+    line = seconds_lines(*make_preview(Schedule.parse("0 dense"), 832, 480, 81, 4, 5.0))[0]
+    assert "only dense attention with 768 tokens" in line and "once at this size, and" in line
+    # With bf16 steps that were never measured, those are named too, as before.
+    runs_here(monkeypatch, {"fp8": "reference", "bf16": "triton-bf16"})
+    line = seconds_lines(*make_preview(WIDE, 832, 480, 81, 20, 5.0))[0]
+    assert "bf16 on triton-bf16 and fp8 on reference were not measured" in line and "at this size with backend" in line
+    runs_here(monkeypatch, REFERENCE)
+    assert len(make_preview(few, 256, 192, 33, 4, 5.0)[0].seconds) == 2, "1,728 tokens are near 768"
+
+
+def test_slower_than_dense_is_said_in_words(calibration):
+    measured(calibration, points=[[0.2, 400.0], [1.0, 1500.0]])
+    preview, card = make_preview(preset("fast"), 832, 480, 81, 20, 5.0)
+    line, *_ = seconds_lines(preview, card)
+    assert "2 min 57 s instead of 1 min dense, 2.9 times slower, for one model call per step" in line
+
+
+def test_a_models_steps_have_their_times(calibration, host):
+    measured(calibration, heads=1)
+    preview, card = make_preview(WIDE, 832, 480, 81, 4, 5.0, host.Patcher(host.WanModel(heads=1, layers=1)))
+    assert preview.seconds == []
+    measured(calibration, heads=1, attention="bf16", granularity=None)
+    preview, card = make_preview(WIDE, 832, 480, 81, 4, 5.0, host.Patcher(host.WanModel(heads=1, layers=1)))
+    lines = preview_text(preview, card).splitlines()
+    head = next(i for i, line in enumerate(lines) if line.endswith("    expected"))
+    assert lines[head + 1].endswith("      100 ms") and len(lines[head]) == len(lines[head + 1])
 
 
 def test_one_step_without_a_measurement_means_no_seconds(calibration):
@@ -183,16 +223,18 @@ BF16, BOTH = "0 bf16 - all 5 5", "0.9 dense\n0.5 bf16 - all 5 5\n0 fp8 x2 all 5 
     "backends, there, schedule, words",
     [
         (CARD, "triton-fp8", BF16, "bf16 on triton-bf16 was not measured on CPU yet. Run FPSAttention Benchmark once "
-         "with backend triton-bf16, and they appear here and in the editor."),
+         "at this size with backend triton-bf16, and they appear here and in the editor."),
         (CARD, "triton-fp8", BOTH, "bf16 on triton-bf16 was not measured on CPU yet. Run FPSAttention Benchmark once "
-         "with backend triton-bf16, and"),
+         "at this size with backend triton-bf16, and"),
         (CARD, None, BOTH, "bf16 on triton-bf16 and fp8 on triton-fp8 were not measured on CPU yet. Run FPSAttention "
-         "Benchmark once with backend triton-bf16 and once with triton-fp8, and"),
+         "Benchmark once at this size with backend triton-bf16 and once with triton-fp8, and"),
         (CARD | {"fp8": "triton-bf16"}, None, BOTH, "bf16 on triton-bf16 was not measured"),
         (REFERENCE, "reference", BF16, "FPSAttention Benchmark does not measure bf16 on reference."),
         (REFERENCE, None, BOTH, "FPSAttention Benchmark does not measure bf16 on reference."),
-        (None, None, BOTH, "bf16 and fp8 were not measured on CPU yet. Run FPSAttention Benchmark once, and"),
-        (CARD, None, "0 dense", "dense attention was not measured on CPU yet. Run FPSAttention Benchmark once, and"),
+        (None, None, BOTH, "bf16 and fp8 were not measured on CPU yet. Run FPSAttention Benchmark once at "
+         "this size, and"),
+        (CARD, None, "0 dense", "dense attention was not measured on CPU yet. Run FPSAttention Benchmark once at "
+         "this size, and"),
         (CARD | {"bf16": None}, "triton-fp8", BOTH, None),
     ],
 )  # fmt: skip
@@ -212,7 +254,7 @@ def test_following_the_advice_gives_seconds(calibration, monkeypatch):
         preview, _ = make_preview(Schedule.parse(BOTH), 832, 480, 81, 20, 5.0)
         assert len(preview.unmeasured) == left + (left == 2) and bool(preview.seconds) == (left == 0)
         if left:
-            attention, backend = preview.unmeasured[-1]
+            attention, backend = list(preview.unmeasured)[-1]
             assert attention == measured_of(backend)
             measured(calibration, backend=backend, attention=attention)
 
@@ -222,10 +264,10 @@ def test_dense_times_are_those_of_the_present_host(calibration, monkeypatch):
     few = preset("few-step")
     measured(calibration, dense_ms=100.0)
     (line, *_) = seconds_lines(*make_preview(few, 832, 480, 81, 4, 5.0))
-    assert "instead of 12.0 s dense" in line and "dense times" not in line
+    assert "instead of 12 s dense" in line and "dense times" not in line
     monkeypatch.setattr(preview_outlook, "host_attention", lambda: ("attention_sage", None))
     (line, *_) = seconds_lines(*make_preview(few, 832, 480, 81, 4, 5.0))
-    assert "12.0 s dense" in line and "; dense times are of torch, the host now runs attention_sage, which was" in line
+    assert "12 s dense" in line and "; dense times are of torch, the host now runs attention_sage, which was" in line
     measured(calibration, tile=[3, 10, 4], dense_ms=40.0, dense_backend="attention_sage", measured="2026-11-01")
     preview, card = make_preview(few, 832, 480, 81, 4, 5.0)
     assert preview.seconds[0].dense == pytest.approx(4.8) and preview.seconds[0].steps[0] == pytest.approx(1.2)
