@@ -15,8 +15,10 @@ import torch
 
 from .attention import BackendError, choose_backend
 from .bench.timing import ROUNDS, Clock, Timing, short
+from .calibration import REACH, is_near
 from .cards import card_name, driver_version
 from .contestants import Attention, Ours, Row, Size, contestants, torch_attention
+from .expected import short_time
 from .grid import TokenGrid, choose_tiling
 
 # The densities that say most come first: what does not fit into the limit is left out from the end.
@@ -46,6 +48,16 @@ class Measurement:
     def scale(self) -> float:
         """What a measured time is multiplied by for the size that was asked for; 1.0 where that was measured."""
         return self.wanted.pairs / self.size.pairs
+
+    @property
+    def near(self) -> bool:
+        """Whether the times say anything about the size that was asked for."""
+        return is_near(self.size.grid.tokens, self.wanted.grid.tokens)
+
+    @property
+    def single(self) -> bool:
+        """Whether our times are of one call each, which are shown and not kept."""
+        return any(row.timing.count < 2 for row in self.ours())
 
     def ours(self) -> list[Row]:
         """Return our timed rows, dense to sparse."""
@@ -198,11 +210,17 @@ def _fitting(result: Measurement, costs: dict[str, float]) -> Size:
         parts.append(
             f"a grid of {shapes[0]} = {size.grid.tokens:,} instead of {shapes[1]} = {wanted.grid.tokens:,} tokens"
         )
-    result.notes.append(
-        f"measured {' and '.join(parts)}: everything {WANTED_REPEATS} times would take about "
-        f"{_cost(wanted, costs) * (WANTED_REPEATS + 1) / 1e3:.0f} s here, the limit is {wanted.seconds:g} s. Expected "
-        "times are scaled with the heads and the square of the tokens."
-    )
+    whole = _cost(wanted, costs) * (WANTED_REPEATS + 1) / 1e3
+    said = f"measured {' and '.join(parts)}: everything {WANTED_REPEATS} times would take about {short_time(whole)} "
+    said += f"here, the limit is {wanted.seconds:g} s. "
+    if is_near(size.grid.tokens, wanted.grid.tokens):
+        said += "Expected times are scaled with the heads and the square of the tokens."
+    else:
+        # The least that is near: one head, and the tokens divided by the reach.
+        least = short_time(whole / wanted.heads / REACH**2)
+        said += f"That is less than 1/{REACH} of the tokens, too few to tell expected ms or seconds for the size asked "
+        said += f"for; these need a limit of about {least}."
+    result.notes.append(said)
     return size
 
 
@@ -250,7 +268,7 @@ def _run(
         if not row.note:
             # A call for which there was no second time is a measurement all the same.
             row.timing = Timing.of(row.samples or [row.estimate])
-    if not rounds and running:
+    if goes < 2 and running:
         result.notes.append("there was time for one call each: no median, no spread; allow more seconds for them.")
     result.rows.sort(key=lambda row: (row.family == "ours", -row.density))
 

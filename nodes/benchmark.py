@@ -41,8 +41,9 @@ class FPSAttentionBenchmark(io.ComfyNode):
             description=(
                 "Measures self-attention on this GPU at your video's size: dense, and FPSAttention at several "
                 "densities, on random numbers and without a model. The times are kept, so that the schedule editor and "
-                "FPSAttention Preview can tell expected seconds. Run it once per GPU and size, with nothing else "
-                "running; later runs of the workflow show the same result, until an input changes."
+                "FPSAttention Preview can tell expected seconds for this and similar sizes. Run it once per GPU and "
+                "size, with nothing else running; later runs of the workflow show the same result, until an input "
+                "changes."
             ),
             search_aliases=["attention speed", "measure gpu", "sparse attention benchmark", "calibration"],
             is_output_node=True,
@@ -51,8 +52,8 @@ class FPSAttentionBenchmark(io.ComfyNode):
                     "model",
                     optional=True,
                     tooltip=(
-                        "A Wan model whose heads, head dimension, precision and trained tile are taken in place of the "
-                        "values below. It is not run, and makes room if memory is short."
+                        "A Wan model whose heads, head dimension, precision and trained tile are measured; the input "
+                        "heads is not used then. It is not run, and makes room if memory is short."
                     ),
                 ),
                 *size_inputs("that attention is measured for"),
@@ -74,7 +75,9 @@ class FPSAttentionBenchmark(io.ComfyNode):
                         "Which implementation is measured, as in FPSAttention (Wan). auto: the one that sampling would "
                         "take. One that cannot run is said to be, and only dense attention is measured; so it is with "
                         "auto on a GPU where only the reference could run, because sampling stays dense there. "
-                        "Expected seconds come from the one that auto takes."
+                        "Expected seconds of a step come from the backend that it runs: auto measures that of fp8 "
+                        "steps, and bf16 steps need triton-bf16 measured too. FPSAttention Preview names what to "
+                        "measure with which backend."
                     ),
                 ),
                 io.Float.Input(
@@ -85,7 +88,8 @@ class FPSAttentionBenchmark(io.ComfyNode):
                     step=1.0,
                     tooltip=(
                         "Seconds that measuring may take, without what compiling takes the first time. More seconds "
-                        "give steadier times; what does not fit is left out and named."
+                        "give steadier times; what does not fit is left out and named, and times of one call each "
+                        "are shown and not kept."
                     ),
                 ),
                 io.Int.Input(

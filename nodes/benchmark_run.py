@@ -110,10 +110,13 @@ def model_notes(model: Any, facts: ModelFacts | None) -> list[str]:
 
 
 def keep(result: Measurement) -> str:
-    """Put the times into the calibration file; return the sentence that says where, or why not."""
+    """Put the times into the calibration file, unless they are of single calls; return the sentence that says where,
+    or why not."""
     entry = result.entry()
     if entry is None:
         return "Nothing was kept: no time of FPSAttention's was measured."
+    if result.single:
+        return "Nothing was kept: times of one call each are shown here only; allow more seconds."
     calibration = Calibration.load()
     said = [calibration.problem] if calibration.problem else []
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..kernels import cards
 from ..kernels.contestants import Row
+from ..kernels.expected import pace_words
 from ..kernels.measure import Measurement
 
 _HEAD = f"{'attention':<30} {'density':>8}  {'window':<14} {'ms':>10} {'quartiles':>19} {'calls':>6}  {'speedup':>8}"
@@ -24,8 +25,9 @@ def headline(result: Measurement) -> str:
     near = min(ours, key=lambda row: abs(row.density - 0.3))
     least = ours[-1]
     shown = (near, least) if near is not least else (near,)
-    parts = [f"{result.speedup(row):.2f} times at {row.density:.0%} density" for row in shown]
-    return f"Speed against {label_of(dense)} on {result.card}: {' and '.join(parts)}."
+    parts = [f"{pace_words(result.speedup(row))} at {row.density:.0%}" for row in shown]
+    parts[0] += " density"
+    return f"Speed against {label_of(dense)} on {result.card}: {', '.join(parts)}."
 
 
 def conditions(result: Measurement) -> list[str]:
@@ -49,7 +51,7 @@ def conditions(result: Measurement) -> list[str]:
 def benchmark_text(result: Measurement, video: str, kept: str) -> str:
     """Return the table of ``result`` under its conditions; ``kept`` says where the times went."""
     lines = [f"FPSAttention Benchmark: {video}", headline(result), "", *conditions(result), ""]
-    scaled = result.scale != 1.0
+    scaled = result.scale != 1.0 and result.near
     lines.append(_HEAD + (f"  {'expected ms':>12}" if scaled else ""))
     for row in result.rows:
         lines.append(_line(result, row, scaled))

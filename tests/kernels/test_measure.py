@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from fpsattention.kernels import measure as module
 from fpsattention.kernels.calibration import Calibration, interpolate
 from fpsattention.kernels.calibration_file import checked
 from fpsattention.kernels.contestants import Row, Size, torch_attention
+from fpsattention.kernels.expected import short_time
 from fpsattention.kernels.grid import TokenGrid
 from fpsattention.kernels.measure import PERCENTS, Measurement, measure
 
@@ -139,9 +141,22 @@ def test_then_frames_then_the_rest(monkeypatch):
     fewer = measure(size((21, 30, 52), 12, seconds=5.0))
     assert fewer.size.heads == 1 and 1 <= fewer.size.grid.t < 21 and fewer.size.grid.shape[1:] == (30, 52)
     assert "1 of 12 heads and a grid of" in fewer.notes[-1]
+    assert fewer.near and fewer.notes[-1].endswith("scaled with the heads and the square of the tokens.")
     least = measure(size((21, 300, 520), 12, seconds=0.5))
     assert least.size.grid.t == 1 and least.size.grid.h < 300
     assert expected_ms(least, 0.2) == pytest.approx(least.wanted.pairs * 1e-6 * 0.2)
+    assert " d here, the limit is 0.5 s. That is less than 1/4 of the tokens" in least.notes[-1]
+    assert least.notes[-1].endswith("for the size asked for; these need a limit of about 2 h 25 min.")
+
+
+def test_the_limit_that_is_named_is_enough(monkeypatch):
+    """With it there are expected times for the size asked for, and with a tenth less there are none."""
+    fake(monkeypatch, dense=1e-3, ours=1e-3)
+    wanted = size((64, 30, 52), 12)
+    costs = 4 * wanted.pairs * 1e-6 * (1 + sum(PERCENTS) / 100) / 1e3 / 12 / 16
+    assert measure(replace(wanted, seconds=costs * 1.001)).near
+    short = measure(replace(wanted, seconds=costs * 0.9))
+    assert not short.near and short.notes[-1].endswith(f"these need a limit of about {short_time(costs)}.")
 
 
 @pytest.mark.parametrize("seconds", [0.01, 0.5, 3.0, 40.0, 5000.0])
@@ -211,6 +226,12 @@ def test_one_call_each_is_said_to_be_one(monkeypatch):
     monkeypatch.setattr(module, "_fitting", lambda result, costs: result.wanted)
     result = measure(size((21, 30, 52), 1, seconds=4.0))
     assert all(row.timing.count == 1 for row in result.rows) and "no median, no spread" in result.notes[-1]
+    assert result.single
+    twice = measure(size((21, 30, 52), 1, seconds=12.0))
+    assert {row.timing.count for row in twice.rows} == {2} and not twice.single
+    assert not any("one call each" in note for note in twice.notes)
+    once = measure(size((21, 30, 52), 1, seconds=8.0))
+    assert {row.timing.count for row in once.rows} == {1} and once.single and "no median" in once.notes[-1]
 
 
 @pytest.mark.parametrize("seconds", [3.6, 1.0, 0.5])

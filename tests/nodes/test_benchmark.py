@@ -57,8 +57,10 @@ def test_the_ratio_is_against_the_strongest_dense():
     assert result.speedup(result.ours()[-1]) == pytest.approx(8.0 / 1.5)
     assert (
         headline(result)
-        == "Speed against dense: dense1 on Card: 2.00 times at 30% density and 5.33 times at 10% density."
+        == "Speed against dense: dense1 on Card: 2.0 times as fast at 30% density, 5.3 times as fast at 10%."
     )
+    slow = made(dense=(12.0,), ours=((0.33, 1200.0), (0.1, 12.1)))
+    assert headline(slow).endswith("on Card: 100 times slower at 33% density, about as fast at 10%.")
     # Dense steps run the host's own, so that is what is kept.
     assert result.entry()["dense_ms"] == 12.0 and result.entry()["dense_backend"] == "dense0"
 
@@ -68,7 +70,7 @@ def test_the_ratio_is_against_the_strongest_dense():
     [
         (made(ours=()), "FPSAttention was not measured"),
         (made(dense=()), "no speedup to tell"),
-        (made(ours=((0.1, 1.5),)), "8.00 times at 10% density."),
+        (made(ours=((0.1, 1.5),)), "8.0 times as fast at 10% density."),
         (made(dense=(), ours=()), "was not measured"),
     ],
 )
@@ -91,6 +93,15 @@ def test_a_part_is_scaled_to_the_whole():
         line for line in benchmark_text(result, "video", "").splitlines() if "all 9 9" in line and "100.0%" in line
     )
     assert line.split()[-1] == "36.0"
+
+
+def test_a_part_that_is_too_small_is_not():
+    """From fewer than a quarter of the tokens nothing is told for the whole."""
+    result = made()
+    result.size = Size(TokenGrid(5, 45, 80), 1, 128, torch.bfloat16, torch.device("cpu"))
+    assert not result.near and "expected ms" not in benchmark_text(result, "video", "")
+    result.size = Size(TokenGrid(6, 45, 80), 1, 128, torch.bfloat16, torch.device("cpu"))
+    assert result.near and "expected ms" in benchmark_text(result, "video", "")
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e5])
@@ -120,6 +131,15 @@ def test_times_are_kept(small, calibration):
     keep(made())
     assert "(2 measurements)" in keep(small)
     assert keep(made(ours=())).startswith("Nothing was kept")
+
+
+def test_times_of_single_calls_are_shown_and_not_kept(calibration):
+    single = made(ours=())
+    single.rows.append(Row("triton-fp8", "ours", 0.3, "all 9 9", Timing(4.0, 4.0, 4.0, 4.0, 1)))
+    assert single.single and not made().single and not made(ours=()).single
+    said = keep(single)
+    assert said == "Nothing was kept: times of one call each are shown here only; allow more seconds."
+    assert not calibration.exists() and "4.000" in benchmark_text(single, "video", said)
 
 
 def test_a_file_that_cannot_be_kept_is_a_sentence(small, calibration):
