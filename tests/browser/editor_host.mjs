@@ -1,10 +1,10 @@
 // Checks of the schedule editor: what the host makes of it, and what it looks like.
 
-import { workflow } from "./editor_page.mjs";
+import { textNode, workflow } from "./editor_page.mjs";
 
 /** @param {any} of the page, the job and the tools of editor_page.mjs */
 export const checks = (
-  { page, job, errors, measured, row, values, text, settle, load, fill, shot, setValue, violations },
+  { page, job, errors, measured, row, link, values, text, settle, load, fill, shot, setValue, violations },
 ) => ({
   async saveAndRun() {
     await load(workflow(job.mild));
@@ -76,14 +76,9 @@ export const checks = (
 
   async linked() {
     const graph = workflow(job.mild);
-    graph.nodes.push({ id: 3, type: "PrimitiveStringMultiline", pos: [1000, 300], size: [300, 200], flags: {}, order: 0,
-      mode: 0, inputs: [], outputs: [{ name: "STRING", type: "STRING", links: null }], properties: {},
-      widgets_values: [job.three] });
+    graph.nodes.push(textNode(3, job.three));
     await load(graph);
-    await page.evaluate(() => {
-      const [target, source] = [app.graph.getNodeById(1), app.graph.getNodeById(3)];
-      source.connect(0, target, target.inputs.findIndex((input) => (input.widget?.name ?? input.name) === "schedule"));
-    });
+    await link(3, 1, "schedule");
     await settle(800);
     const shown = await page.locator(".fps-note").innerText();
     const rows = await page.locator(".fps-editor [data-phase]").count();

@@ -1,9 +1,9 @@
 // Checks of the schedule editor: presets, links and subgraphs, which decide what it shows and where it writes.
 
-import { workflow } from "./editor_page.mjs";
+import { textNode, workflow } from "./editor_page.mjs";
 
 /** @param {any} of the page, the job and the tools of editor_page.mjs */
-export const checks = ({ page, job, errors, row, values, text, settle, load, fill, drag, middle, shot }) => {
+export const checks = ({ page, job, errors, row, link, values, text, settle, load, fill, drag, middle, shot }) => {
   const sent = () => page.evaluate(async () => Object.values((await app.graphToPrompt()).output)
     .find((node) => node.class_type === "FPSAttentionSchedule")?.inputs);
   const note = () => page.locator(".fps-note").innerText();
@@ -49,14 +49,9 @@ export const checks = ({ page, job, errors, row, values, text, settle, load, fil
     /** A linked schedule that a preset overrules: neither is changed from here. */
     async presetLinked() {
       const graph = workflow(job.mild, { preset: "balanced" });
-      graph.nodes.push({ id: 3, type: "PrimitiveStringMultiline", pos: [1000, 300], size: [300, 200], flags: {}, order: 0,
-        mode: 0, inputs: [], outputs: [{ name: "STRING", type: "STRING", links: null }], properties: {},
-        widgets_values: [job.three] });
+      graph.nodes.push(textNode(3, job.three));
       await load(graph);
-      await page.evaluate(() => {
-        const [target, source] = [app.graph.getNodeById(1), app.graph.getNodeById(3)];
-        source.connect(0, target, target.inputs.findIndex((input) => (input.widget?.name ?? input.name) === "schedule"));
-      });
+      await link(3, 1, "schedule");
       await settle(800);
       const enabled = await page.locator(".fps-table input:enabled, .fps-table select:enabled, .fps-chip:enabled").count();
       return { note: await note(), rows: await page.locator("[data-phase]").count(), enabled, values: await values() };
@@ -65,19 +60,10 @@ export const checks = ({ page, job, errors, row, values, text, settle, load, fil
     /** A linked node whose own text comes from another one is not what runs. */
     async sourceLinked() {
       const graph = workflow(job.mild);
-      for (const [id, value] of [[3, "0.00 dense"], [4, job.three]]) {
-        graph.nodes.push({ id, type: "PrimitiveStringMultiline", pos: [1000, 300 * id], size: [300, 200], flags: {},
-          order: 0, mode: 0, inputs: [], outputs: [{ name: "STRING", type: "STRING", links: null }], properties: {},
-          widgets_values: [value] });
-      }
+      graph.nodes.push(textNode(3, "0.00 dense"), textNode(4, job.three));
       await load(graph);
-      await page.evaluate(() => {
-        const to = (target, name, source) => source.connect(0, target,
-          target.inputs.findIndex((input) => (input.widget?.name ?? input.name) === name));
-        const [node, near, far] = [1, 3, 4].map((id) => app.graph.getNodeById(id));
-        to(node, "schedule", near);
-        to(near, "value", far);
-      });
+      await link(3, 1, "schedule");
+      await link(4, 3, "value");
       await settle(800);
       return { note: await note(), shown: await page.locator(".fps-table").isVisible() };
     },

@@ -23,6 +23,11 @@ export function workflow(schedule, { preset = "custom", size = [560, 820], prope
   };
 }
 
+/** A node that holds a text, to be linked to an input. */
+export const textNode = (id, value) => ({ id, type: "PrimitiveStringMultiline", pos: [1000, 100 * id], size: [300, 200],
+  flags: {}, order: 0, mode: 0, inputs: [], outputs: [{ name: "STRING", type: "STRING", links: null }], properties: {},
+  widgets_values: [value] });
+
 /** The tools for a page.
  * @param {import("playwright-core").Page} page @param {any} job */
 export function tools(page, job) {
@@ -43,6 +48,12 @@ export function tools(page, job) {
     await page.waitForFunction(() => document.querySelector(".fps-editor")?.getBoundingClientRect().width > 50);
     await settle(700);
   }
+
+  /** Connect the first output of a node to another node's input, which may be a widget's. */
+  const link = (from, to, name) => page.evaluate(([from, to, name]) => {
+    const [source, target] = [app.graph.getNodeById(from), app.graph.getNodeById(to)];
+    source.connect(0, target, target.inputs.findIndex((input) => (input.widget?.name ?? input.name) === name));
+  }, [from, to, name]);
 
   async function fill(locator, value) {
     await locator.click();
@@ -80,5 +91,5 @@ export function tools(page, job) {
     });
   }
 
-  return { row, values, text, settle, load, fill, drag, middle, problem, shot, setValue, violations };
+  return { row, link, values, text, settle, load, fill, drag, middle, problem, shot, setValue, violations };
 }
