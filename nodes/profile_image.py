@@ -53,7 +53,8 @@ def _sensitivity(draw: ImageDraw.ImageDraw, study: Study, top: int) -> None:
     left, right, base = pen.MARGIN, pen.WIDTH - 64, top + 24 + _PLOT
     harm = study.harm()
     title = f"Bars: {_BARS[study.told_by]} (left).   Lines: density (right)"
-    draw.text((left, top - 8), title, font=pen.font(15), fill=pen.INK)
+    # Higher than the other titles: the PSNR stands above the largest bar, which reaches the last line.
+    draw.text((left, top - 22), title, font=pen.font(15), fill=pen.INK)
     largest = max(harm) or 1.0
     steps = sum(segment.steps for segment in study.segments)
     pen.share_lines(draw, left, right, base, _PLOT)
@@ -62,7 +63,7 @@ def _sensitivity(draw: ImageDraw.ImageDraw, study: Study, top: int) -> None:
         x0 = left + (right - left) * segment.first / steps
         x1 = left + (right - left) * (segment.last + 1) / steps
         places.append((x0, x1))
-        height = value / largest * _PLOT * 0.92
+        height = value / largest * _PLOT
         pen.bar(draw, (x0 + 4, base - height, x1 - 4, base), pen.COLORS[4])
         middle = (x0 + x1) / 2
         draw.text((middle, base + 5), _steps_of(segment), font=pen.font(13), fill=pen.INK, anchor="ma")
@@ -82,7 +83,7 @@ def _sensitivity(draw: ImageDraw.ImageDraw, study: Study, top: int) -> None:
             _densities(draw, study, places, base)
     for segment, value, (x0, x1) in zip(study.segments, harm, places):
         if study.measured and value > 0:
-            place = ((x0 + x1) / 2, base - value / largest * _PLOT * 0.92 - 5)
+            place = ((x0 + x1) / 2, base - value / largest * _PLOT - 5)
             _label(draw, place, f"{study.psnr(value * segment.steps):.1f} dB", pen.SOFT, "mb")
     for share in (0.0, 0.5, 1.0):
         draw.text((right + 8, base - share * _PLOT), number(share), font=pen.font(13), fill=pen.COLORS[5], anchor="lm")

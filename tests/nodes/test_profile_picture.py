@@ -102,9 +102,9 @@ def part(index: int) -> tuple[float, float]:
 def test_profile_bars_are_as_high_as_the_harm(node, profiled, bases):
     for index, harm in enumerate(HARM):
         x0, x1 = part(index)
-        box = profiled.extent(COLORS[4], x0 + 1, x1 - 1, bases[0] - node.image._PLOT, bases[0] + 4)
+        box = profiled.extent(COLORS[4], x0 + 1, x1 - 1, bases[0] - node.image._PLOT - 4, bases[0] + 4)
         assert near(box[0], x0 + 4) and near(box[1], x1 - 4) and near(box[3], bases[0])
-        assert near(bases[0] - box[2], harm / max(HARM) * node.image._PLOT * 0.92)
+        assert near(bases[0] - box[2], harm / max(HARM) * node.image._PLOT)
         assert profiled.has_ink(x0, x1, box[2] - 24, box[2] - 4), "its PSNR"
         assert profiled.has_ink(x0, x1, bases[0] + 4, bases[0] + 34), "its steps"
 
