@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -137,7 +138,8 @@ def run_profile(model: Any, job: Job, goal: Goal, runs: bool, node_id: str | Non
     """
     try:
         return _profile(model, job, goal, runs, node_id)
-    except Exception as error:
+    except BaseException as error:
+        _clear_frames(error)
         if not _out_of_memory(error):
             raise
     # Outside of the handler, whose traceback would keep the memory.
@@ -263,7 +265,24 @@ def _expect(meter: Meter, segments: list[Segment], effort: Effort, runs: bool, g
     meter.expect(total, steps, planned, sentence + ".")
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _clear_frames(error: BaseException) -> None:
+    """Empty the frames that ``error`` and what led to it passed; the lines of its traceback stay.
+
+    The host's own frame and a failing node's traceback hold each other. A clone of the model in there lives until a
+    garbage collection, which takes it together with the clone it was made from: then the host has nothing to put into
+    the clone's place among its loaded models, and warns of a leak with every prompt.
+    """
+    seen: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is not None and one not in seen:
+            seen.append(one)
+            traceback.clear_frames(one.__traceback__)
+            waiting += [one.__cause__, one.__context__]
+
+
+def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error).lower()
 
 

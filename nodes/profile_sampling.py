@@ -144,9 +144,10 @@ class Sampling:
         return replay.loss
 
     def forget(self) -> None:
-        """Drop what was kept of the dense run, wherever it is held."""
+        """Drop the model and what was kept of the dense run, wherever this is held: also the frames of an error hold
+        the functions that ran in them, with all that these close over."""
         self._record.clear()
-        self.reference = None
+        self.base = self.reference = None
 
     def _patched(self, schedule: Schedule, once: bool = False) -> tuple[Any, _Replay]:
         m = apply_patch(self.base, Settings(schedule, SOURCE, "auto", self.header))

@@ -108,6 +108,14 @@ def test_nothing_is_left_of_it_even_without_a_garbage_collection(conduct, end):
     assert conduct["nothing_is_left"][end] == []
 
 
+@pytest.mark.parametrize("end", ["nothing", "refused", "failed", "full", "cancelled"])
+def test_no_patcher_outlives_a_profile_so_the_host_never_loses_its_model(conduct, end):
+    raised = {"refused": "ProfileError", "failed": "ValueError", "full": "ProfileError", "nothing": "nothing"}
+    case = conduct["no_patcher_is_left"][end]
+    assert case["raised"] == raised.get(end, "InterruptProcessingException") and case["made"] >= 2
+    assert case["alive"] == 0 and case["lost"] == 0, case
+
+
 def test_progress_rises_to_the_end(conduct):
     assert conduct["progress"]["rising"] and conduct["progress"]["full"] and conduct["progress"]["count"] >= 2
 

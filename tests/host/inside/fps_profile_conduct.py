@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import sys
 import types
 import weakref
 
@@ -91,6 +92,70 @@ def case_nothing_is_left():
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     return {"done": _left(), "cancelled": _left(cancel), "out of memory": _left(full)}
+
+
+def _left_by_a_failing_node(error) -> dict:
+    """Run a profile that ``error()`` breaks off in a sparse run, with the error handled as the host does it: its frame
+    and the error's hold each other. Say which patchers live on, and after a collection whether the host lost its
+    model."""
+    import comfy.model_patcher
+
+    made, calls, kept = [], [], comfy.model_patcher.ModelPatcher.clone
+    model = MODEL.clone()
+
+    def clone(patcher, *args, **kwargs):
+        new = kept(patcher, *args, **kwargs)
+        made.append(weakref.ref(new))
+        return new
+
+    def override(func, *args, **kwargs):
+        calls.append(1)
+        if error is not None and len(calls) == 30:
+            error()
+        return func(*args, **kwargs)
+
+    def node() -> str:
+        try:
+            profile(model, job(steps=6))
+        except BaseException:
+            kind, _, _trace = sys.exc_info()
+            return kind.__name__
+        return "nothing"
+
+    model.model_options["transformer_options"]["optimized_attention_override"] = override
+    comfy.model_patcher.ModelPatcher.clone = clone
+    gc.collect()
+    gc.disable()
+    try:
+        raised = node()
+        alive = sum(patcher() is not None for patcher in made)
+    finally:
+        gc.enable()
+        comfy.model_patcher.ModelPatcher.clone = kept
+        comfy.model_management.interrupt_current_processing(False)
+    gc.collect()
+    lost = sum(loaded.is_dead() for loaded in comfy.model_management.current_loaded_models)
+    return {"raised": raised, "made": len(made), "alive": alive, "lost": lost}
+
+
+def case_no_patcher_is_left():
+    def refused():
+        raise PROFILE.ProfileError("a sentence.")
+
+    def failed():
+        try:
+            raise KeyError("first")
+        except KeyError:
+            raise ValueError("another node's") from None
+
+    def full():
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    def cancelled():
+        comfy.model_management.interrupt_current_processing(True)
+
+    ends = {"nothing": None, "refused": refused, "failed": failed, "full": full, "cancelled": cancelled}
+    return {name: _left_by_a_failing_node(end) for name, end in ends.items()}
 
 
 def case_progress():
