@@ -16,11 +16,11 @@ from ..kernels.profiling.propose import ATTEMPTS, propose
 from ..kernels.profiling.rows import RowPlan, plan_rows
 from ..kernels.profiling.study import Goal, Study, check_goal, measure, probing_level
 from ..kernels.profiling.trajectory import Segment, cut
-from ..kernels.profiling.windows import ladder, other_shapes
+from ..kernels.profiling.windows import Level, ladder, other_shapes
 from ._api import CATEGORY, FpsSchedule, io, show_text, ui
 from .model_facts import compute_dtype
 from .model_input import diffusion_model_of
-from .profile_checks import check_backend, check_caches, check_conditioning, check_latent
+from .profile_checks import check_backend, check_caches, check_conditioning, check_latent, known_grid
 from .profile_image import profile_image
 from .profile_inputs import AIMS, EFFORTS, arrived_problem, problem, profile_inputs
 from .profile_meter import Meter
@@ -82,9 +82,11 @@ class FPSAttentionProfile(io.ComfyNode):
         phases: Any = None,
         cfg: Any = None,
         seed: Any = None,
+        effort: Any = None,
+        aim: Any = None,
     ) -> bool | str:
         """Return True, or the sentence that says what is wrong; linked values are checked when they arrive."""
-        return problem(steps, density, psnr, phases, cfg, seed) or True
+        return problem(steps, density, psnr, phases, cfg, seed, effort, aim) or True
 
     @classmethod
     def execute(
@@ -126,7 +128,7 @@ class _Setting:
     """What the first model call decides: everything that depends on the token grid."""
 
     segments: list[Segment]
-    levels: list
+    levels: list[Level]
     probing: int
     grid: TokenGrid
 
@@ -174,9 +176,17 @@ def _studied(sampling: Sampling, goal: Goal, runs: bool, patched: bool) -> tuple
     float32 = compute_dtype(base) == torch.float32
     found: dict[str, _Setting] = {}
 
-    def prepare(grid: TokenGrid) -> tuple[RowPlan, Effort]:
+    def reachable(grid: TokenGrid) -> list[Level]:
         levels = ladder(grid, target=goal.density if goal.aim == "density" else None, **tiles)
         check_goal(goal, levels, runs)
+        return levels
+
+    # Said before the model is loaded, where that can be.
+    if (grid := known_grid(base, sampling.image, job.positive, job.negative)) is not None:
+        reachable(grid)
+
+    def prepare(grid: TokenGrid) -> tuple[RowPlan, Effort]:
+        levels = reachable(grid)
         probing = probing_level(levels, goal)
         density = levels[probing].density
 

@@ -12,9 +12,16 @@ import torch
 
 from ..kernels.attention import choose_backend
 from ..kernels.attention.dispatch import BackendError
+from ..kernels.grid import TokenGrid
 from ..kernels.profiling.errors import ProfileError
+from .layout import sequence_layout
 from .patch import compute_dtype
 
+# Entries of a conditioning that neither add tokens nor cut anything out of the latent.
+SAME_GRID = {
+    "pooled_output", "attention_mask", "clip_vision_output", "concat_latent_image", "concat_mask", "concat_mask_index",
+    "vace_frames", "vace_mask", "vace_strength", "camera_conditions",
+}  # fmt: skip
 # Where the host's own EasyCache and LazyCache keep their state.
 CACHE = "easycache"
 
@@ -44,6 +51,22 @@ def check_conditioning(**inputs: Any) -> None:
     for name, given in inputs.items():
         if not isinstance(given, list | tuple):
             raise ProfileError(f"{name} got {type(given).__name__}, which is no conditioning; connect a text encoder.")
+
+
+def known_grid(base: Any, latent: torch.Tensor, *conditionings: Any) -> TokenGrid | None:
+    """Return the token grid of every model call where ``latent`` alone decides it, else None: a conditioning may bring
+    frames or tokens, and other nodes may hand over parts of the latent or more than it."""
+    options = base.model_options
+    if latent.ndim != 5 or "context_handler" in options or "model_function_wrapper" in options:
+        return None
+    if any(found for wrappers in base.wrappers.values() for found in wrappers.values()):
+        return None
+    for entry in (entry for conditioning in conditionings for entry in conditioning):
+        given = entry[1] if isinstance(entry, list | tuple) and len(entry) > 1 else None
+        if not isinstance(given, dict) or not SAME_GRID.issuperset(given):
+            return None
+    layout = sequence_layout(base.get_model_object("diffusion_model"), latent, None, {})
+    return layout.grid if layout.known else None
 
 
 def check_backend(base: Any) -> str | None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+from ..kernels.profiling.study import PSNR_NEEDS_RUNS
 from ._api import io
 from .sentence import written
 from .video_size import missing_problem
 
 EFFORTS = ("rows", "runs")
 AIMS = ("density", "psnr")
+# Where the host's KSampler keeps the choices of an input.
+TABLES = {"sampler_name": "SAMPLERS", "scheduler": "SCHEDULERS"}
 MAX_STEPS, MAX_PHASES, MAX_SEED = 1000, 8, 2**64 - 1
 
 
@@ -50,12 +54,12 @@ def profile_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "sampler_name",
-            options=_names("SAMPLERS", ["euler", "uni_pc"]),
+            options=_names(TABLES["sampler_name"], ["euler", "uni_pc"]),
             tooltip="The sampler that you will use. Stochastic ones get the same random numbers in every run.",
         ),
         io.Combo.Input(
             "scheduler",
-            options=_names("SCHEDULERS", ["simple"]),
+            options=_names(TABLES["scheduler"], ["simple"]),
             tooltip="The scheduler that you will use. The proposed schedule is written in noise levels, not in steps.",
         ),
         io.Combo.Input(
@@ -109,8 +113,15 @@ def profile_inputs() -> list[io.Input]:
     ]
 
 
-def problem(steps: Any, density: Any, psnr: Any, phases: Any, cfg: Any, seed: Any) -> str | None:
+def problem(
+    steps: Any, density: Any, psnr: Any, phases: Any, cfg: Any, seed: Any, effort: Any = None, aim: Any = None
+) -> str | None:
     """Return the sentence for the first value that cannot be, or None; a value that is None is not known yet."""
+    for name, value, options in (("effort", effort, EFFORTS), ("aim", aim, AIMS)):
+        if value is not None and (sentence := _choice_problem(name, value, options)):
+            return sentence
+    if effort == "rows" and aim == "psnr":
+        return PSNR_NEEDS_RUNS
     for name, value, least, most, whole in (
         ("steps", steps, 1, MAX_STEPS, True),
         ("density", density, 0.0, 1.0, False),
@@ -134,15 +145,17 @@ def arrived_problem(choices: dict[str, Any], **numbers: Any) -> str | None:
 
     The host looks at linked values no more, and takes its first sampler for a name that it does not know.
     """
-    if sentence := missing_problem(**numbers) or problem(**numbers):
-        return sentence
-    known = {"effort": list(EFFORTS), "aim": list(AIMS)} | {
-        name: _names(table, []) for name, table in (("sampler_name", "SAMPLERS"), ("scheduler", "SCHEDULERS"))
-    }
     for name, value in choices.items():
-        if not isinstance(value, str) or (known[name] and value not in known[name]):
-            return f"{name} is {written(value)}, which is none of its choices; choose one in the node."
-    return None
+        options = {"effort": EFFORTS, "aim": AIMS}.get(name) or _names(TABLES[name], [])
+        if sentence := _choice_problem(name, value, options):
+            return sentence
+    return missing_problem(**numbers) or problem(**numbers, effort=choices["effort"], aim=choices["aim"])
+
+
+def _choice_problem(name: str, value: Any, options: Sequence[str]) -> str | None:
+    if isinstance(value, str) and (not options or value in options):
+        return None
+    return f"{name} is {written(value)}, which is none of its choices; choose one in the node."
 
 
 def _names(attribute: str, fallback: list[str]) -> list[str]:

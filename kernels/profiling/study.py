@@ -26,6 +26,7 @@ MARGIN = 0.3
 CLEARLY = 0.9
 # The second uniform density, over the first.
 SECOND = 1.8
+PSNR_NEEDS_RUNS = "the effort 'rows' measures no final latent, so it cannot aim at a PSNR; choose 'runs'."
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def check_goal(goal: Goal, levels: Sequence[Level], measured: bool) -> None:
             f"density {least.density:.3f}; choose that or more."
         )
     if goal.aim == "psnr" and not measured:
-        raise ProfileError("the effort 'rows' measures no final latent, so it cannot aim at a PSNR; choose 'runs'.")
+        raise ProfileError(PSNR_NEEDS_RUNS)
     if goal.aim == "psnr" and not math.isfinite(goal.psnr):
         raise ProfileError(f"the target PSNR {goal.psnr:g} is no number of dB; write 25, for example.")
     if goal.phases < 1:

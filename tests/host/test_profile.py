@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 
@@ -136,6 +138,14 @@ SENTENCES = {
 }
 
 
+def test_a_density_out_of_reach_is_refused_before_the_model_is_loaded_where_that_is_certain(conduct):
+    case = conduct["density_out_of_reach"]
+    assert {name for name, told in case.items() if not told["loaded"]} == {"plain", "image to video", "one tile"}
+    for name, told in case.items():
+        wanted = "single tile" if name == "one tile" else "density 0.01 cannot be met"
+        assert wanted in told["text"] and told["steps"] == 0, name
+
+
 @pytest.mark.parametrize("name", SENTENCES)
 def test_bad_input_is_one_sentence(conduct, name):
     text = conduct["bad_input"][name]
@@ -220,22 +230,17 @@ def test_the_node_gives_schedule_text_report_and_picture(results):
     assert results["host_names"]["predict_noise"]
 
 
-def test_the_server_profiles_over_http(server, tiny):
-    """The node as the page queues it: schedule into the sampler's patch, text and picture on the node."""
+@pytest.fixture
+def profile_graph(server, tiny):
+    """A profile of a tiny model, and a run with the schedule that it proposes."""
     tiny.write_tiny_wan(server.base / "models" / "diffusion_models" / "profiled.safetensors", layers=2)
-    info = server.get("/object_info/FPSAttentionProfile")["FPSAttentionProfile"]
-    assert info["output_node"] and all(info["output_tooltips"])
-    assert info["input_order"]["required"] == [
-        "model", "positive", "negative", "latent_image", "seed", "steps", "cfg", "sampler_name", "scheduler", "effort",
-        "aim", "density", "psnr", "phases",
-    ]  # fmt: skip
     inputs = {
         "model": ["1", 0], "positive": ["2", 0], "negative": ["2", 0], "latent_image": ["3", 0], "seed": 4, "steps": 3,
         "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "effort": "runs", "aim": "density", "density": 0.5,
         "psnr": 25.0, "phases": 2,
     }  # fmt: skip
     size = {"width": 256, "height": 128, "length": 5, "batch_size": 1}
-    graph = {
+    return {
         "1": {"class_type": "UNETLoader", "inputs": {"unet_name": "profiled.safetensors", "weight_dtype": "default"}},
         "2": {"class_type": "FPSTestConditioning", "inputs": {"noise_seed": 1, "tokens": 64}},
         "3": {"class_type": "EmptyHunyuanLatentVideo", "inputs": size},
@@ -250,9 +255,43 @@ def test_the_server_profiles_over_http(server, tiny):
         },
         "7": {"class_type": "SaveLatent", "inputs": {"samples": ["6", 0], "filename_prefix": "profiled"}},
     }
-    entry = server.prompt(graph)
+
+
+def test_the_server_profiles_over_http(server, profile_graph):
+    """The node as the page queues it: schedule into the sampler's patch, text and picture on the node."""
+    info = server.get("/object_info/FPSAttentionProfile")["FPSAttentionProfile"]
+    assert info["output_node"] and all(info["output_tooltips"])
+    assert info["input_order"]["required"] == [
+        "model", "positive", "negative", "latent_image", "seed", "steps", "cfg", "sampler_name", "scheduler", "effort",
+        "aim", "density", "psnr", "phases",
+    ]  # fmt: skip
+    entry = server.prompt(profile_graph)
     shown = entry["outputs"]["4"]
     assert shown["text"][0].startswith("FPSAttention Profile: ") and len(shown["images"]) == 1
     assert any(path.suffix == ".latent" for path in server.files(entry))
     log = server.log()
     assert "dense steps with row probes" in log and "about the time of" in log and "s a step, about" in log
+
+
+def test_the_server_refuses_to_aim_at_a_psnr_by_rows_when_it_is_queued(server, profile_graph):
+    profile_graph["4"]["inputs"] |= {"effort": "rows", "aim": "psnr"}
+    with pytest.raises(Exception, match="cannot aim at a PSNR; choose 'runs'"):
+        server.prompt(profile_graph)
+    profile_graph["4"]["inputs"] |= {"effort": "all", "aim": "density"}
+    with pytest.raises(Exception, match="effort is 'all', which is none of its choices"):
+        server.prompt(profile_graph)
+
+
+def test_the_server_keeps_its_model_behind_a_profile_that_fails(server, profile_graph):
+    """Refused in the first model call, since context windows decide what the model sees; then a collection."""
+    windows = {"context_length": 81, "context_overlap": 30, "context_schedule": "standard_static", "context_stride": 1,
+               "closed_loop": False, "fuse_method": "pyramid", "freenoise": False}  # fmt: skip
+    profile_graph["8"] = {"class_type": "WanContextWindowsManual", "inputs": windows | {"model": ["1", 0]}}
+    profile_graph["4"]["inputs"] |= {"model": ["8", 0], "density": 0.01}
+    with pytest.raises(Exception, match=r"density 0\.01 cannot be met"):
+        server.prompt(profile_graph)
+    server.post("/free", {"free_memory": True})
+    time.sleep(3)
+    profile_graph["6"]["inputs"] |= {"model": ["1", 0], "seed": 5}
+    server.prompt({key: profile_graph[key] for key in "12367"})
+    assert "memory leak" not in server.log()

@@ -204,6 +204,40 @@ def case_bad_input():
     return {name: said(lambda change=change: execute(**(usual | change))) for name, change in cases.items()}
 
 
+def case_density_out_of_reach():
+    """What is said of a density that the grid cannot reach, and whether the host loaded the model for that."""
+    import comfy.sampler_helpers
+
+    windows = MODEL.clone()
+    windows.model_options["context_handler"] = None
+    wrapped = MODEL.clone()
+    wrapped.add_wrapper_with_key("apply_model", "another pack", lambda executor, *args: executor(*args))
+    frames = {"time_dim_concat": torch.zeros(1, 16, 1, *SIZE[1:])}
+    image = {"concat_latent_image": torch.zeros(1, 16, *SIZE), "concat_mask": torch.zeros(1, 1, *SIZE)}
+    found, kept = {}, comfy.sampler_helpers.prepare_sampling
+    for name, model, extra, size in (
+        ("plain", MODEL, {}, SIZE),
+        ("image to video", MODEL, image, SIZE),
+        ("one tile", MODEL, {}, (2, 4, 4)),
+        ("frames", MODEL, frames, SIZE),
+        ("windows", windows, {}, SIZE),
+        ("wrapped", wrapped, {}, SIZE),
+    ):
+        loaded = []
+
+        def prepare(*args, loaded=loaded, **kwargs):
+            loaded.append(1)
+            return kept(*args, **kwargs)
+
+        comfy.sampler_helpers.prepare_sampling = prepare
+        try:
+            told = _refused(model, job(image=latent(size), **extra), goal=("density", 0.01, 25.0, 3))
+        finally:
+            comfy.sampler_helpers.prepare_sampling = kept
+        found[name] = told | {"loaded": bool(loaded)}
+    return found
+
+
 def _refused(model, what=None, **options) -> dict:
     """What the profile of ``model`` says, and after how many steps of the model."""
     counted, calls = counting_override(model)
