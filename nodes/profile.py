@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..kernels.grid import TokenGrid
-from ..kernels.profiling.cost import Effort, plan_effort
+from ..kernels.profiling.cost import LIMIT, Effort, plan_effort
 from ..kernels.profiling.errors import ProfileError
 from ..kernels.profiling.propose import ATTEMPTS, propose
 from ..kernels.profiling.rows import RowPlan, plan_rows
@@ -47,9 +47,11 @@ class FPSAttentionProfile(io.ComfyNode):
                 "Finds out at which noise levels this model needs its attention, and proposes a schedule. It samples "
                 "your prompt once dense, looks at the attention of some rows in every step, then samples again with "
                 "only a part of the steps sparse, and compares the final latents on the same seed. With the effort "
-                "'runs' that takes about as long as seven videos; the log says how long at the start. Do it once "
-                "per model and keep the schedule text. Of the two models of Wan2.2 14B it samples the connected one at "
-                "all noise levels, although it was trained for a part of them: see the help page."
+                "'runs' that takes about as long as seven videos, with 'rows' as one. Probes and one-step losses come "
+                "on top: at most three dense steps at 720p, but on small videos they can take longer than the steps "
+                "themselves. The log says how long it takes. Do it once per model and keep the schedule text. Of the "
+                "two models of Wan2.2 14B it samples the connected one at all noise levels, although it was trained "
+                "for a part of them: see the help page."
             ),
             search_aliases=["find schedule", "attention sensitivity", "calibrate sparse attention", "auto schedule"],
             is_output_node=True,
@@ -263,8 +265,8 @@ def _expect(meter: Meter, segments: list[Segment], effort: Effort, runs: bool, g
     alone = sum(steps - segment.first for segment in segments) if last else len(segments) * steps
     tries = ATTEMPTS + 3 if goal.aim == "psnr" else 4
     total = steps + len(effort.one_step) + ((alone + steps * (1 + tries)) if runs else 0)
-    planned = steps * (1 + effort.rows / max(steps, 1)) + effort.loss * len(effort.one_step)
-    sentence = f"{steps} dense steps with row probes (at most {effort.total:.2g} dense steps more)"
+    planned = float(steps)
+    sentence = f"{steps} dense steps with row probes"
     if runs:
         sparse = steps * (1 + tries) + sum(segment.steps for segment in segments)
         planned += alone - steps + sparse * effort.loss
@@ -272,7 +274,13 @@ def _expect(meter: Meter, segments: list[Segment], effort: Effort, runs: bool, g
             f", then {len(segments)} runs with a part of the steps sparse, one with all, and up to {tries} to check "
             f"the proposal: about the time of {planned / steps:.1f} dense runs in all"
         )
-    meter.expect(total, steps, planned, sentence + ".")
+    losses = f" and {len(effort.one_step)} one-step losses" if effort.one_step else ""
+    sentence += (
+        f". Row probes{losses} come on top: {effort.total:.2g} dense steps by their operations (at most {LIMIT:g} at "
+        "720p); on a small video they can take longer than the steps themselves."
+    )
+    planned += effort.loss * len(effort.one_step)
+    meter.expect(total, steps, planned, sentence, len(effort.steps) * len(effort.layers))
 
 
 def _clear_frames(error: BaseException) -> None:

@@ -67,9 +67,10 @@ def profile_inputs() -> list[io.Input]:
             options=list(EFFORTS),
             default=EFFORTS[-1],
             tooltip=(
-                "rows: one dense run with probes, at most three dense steps more; a report of attention errors and "
-                "one-step losses, and a uniform schedule. runs: also compares final latents, in about the time of "
-                "seven runs, and proposes phases from that."
+                "rows: one dense run with probes; a report of attention errors and one-step losses, and a uniform "
+                "schedule. runs: also compares final latents, in about the time of seven runs, and proposes phases "
+                "from that. Probes and one-step losses come on top: at most three dense steps at 720p, but on small "
+                "videos they can take longer than the steps themselves."
             ),
         ),
         io.Combo.Input(

@@ -191,7 +191,8 @@ def test_where_sparse_attention_cannot_run_nothing_is_sampled(conduct):
 
 def test_what_is_said_to_run_is_what_runs(results):
     for name, case in results["expected"].items():
-        assert case["dense"] == 6
+        assert case["dense"] == 6 and case["probes"] == case["spent"] == 12
+        assert "come on top" in case["sentence"] and "longer than the steps themselves" in case["sentence"]
         if "rows" in name:
             assert case["done"] == case["total"], (name, case)
         else:
@@ -202,6 +203,15 @@ def test_what_is_said_to_run_is_what_runs(results):
 
 def test_a_dense_step_is_timed_by_dense_steps_only(results):
     assert results["seconds_of_a_dense_step"] == {"1": None, "2": 1.0, "3": 1.0, "8": 1.0}
+
+
+def test_the_time_to_go_counts_probes_and_then_what_is_measured(results):
+    assert results["time_to_go"] == [
+        "FPSAttention Profile: a test.",
+        # Five steps of a second, four probes of three.
+        "FPSAttention Profile: 1 s a step and 6 s for its row probes, about 17 s to go",
+        "FPSAttention Profile: the rest (8 of 10 steps done, up to 4 s to go)",
+    ]
 
 
 BARS = {
@@ -270,7 +280,7 @@ def test_the_server_profiles_over_http(server, profile_graph):
     assert shown["text"][0].startswith("FPSAttention Profile: ") and len(shown["images"]) == 1
     assert any(path.suffix == ".latent" for path in server.files(entry))
     log = server.log()
-    assert "dense steps with row probes" in log and "about the time of" in log and "s a step, about" in log
+    assert "dense steps with row probes" in log and "about the time of" in log and "for its row probes, about" in log
 
 
 def test_the_server_refuses_to_aim_at_a_psnr_by_rows_when_it_is_queued(server, profile_graph):

@@ -227,16 +227,17 @@ def case_expected():
         for runs in (False, True):
             told = {}
 
-            def expect(meter, total, dense, planned, sentence, told=told):
-                told.update(total=total, dense=dense, sentence=sentence)
-                kept(meter, total, dense, planned, sentence)
+            def expect(meter, total, dense, planned, sentence, probes, told=told):
+                told.update(total=total, dense=dense, sentence=sentence, probes=probes, spent=meter._probed)
+                kept(meter, total, dense, planned, sentence, probes)
 
             PROFILE.Meter.expect = expect
             try:
                 _, facts = profile(MODEL, job(sampler, image=latent(SMALL)), runs=runs)
             finally:
                 PROFILE.Meter.expect = kept
-            found[f"{sampler} {'runs' if runs else 'rows'}"] = told | {"done": facts.model_steps}
+            name = f"{sampler} {'runs' if runs else 'rows'}"
+            found[name] = told | {"done": facts.model_steps, "spent": len(told["spent"])}
     return found
 
 
@@ -256,6 +257,28 @@ def case_seconds_of_a_dense_step():
     finally:
         meters.time = kept
     return found
+
+
+def case_time_to_go():
+    """A clock on which a dense step takes a second, its two probes three each, and a later step two: what is said."""
+    meters, said = pack_module("nodes.profile_meter"), []
+    kept, log = meters.time, meters.logger.info
+    clock = SimpleNamespace(now=0.0)
+    meters.time = SimpleNamespace(perf_counter=lambda: clock.now)
+    meters.logger.info = lambda text, *values: said.append(text % values)
+    try:
+        meter = meters.Meter(MODEL, 1, None)
+        meter.expect(10, 5, 8.0, "a test.", probes=10)
+        for step in range(8):
+            clock.now += 1.0 if step < 5 else 2.0
+            for _ in range(2 if step < 5 else 0):
+                clock.now += 3.0
+                meter.spend(3.0)
+            meter.step(None)
+        meter.say("the rest")
+    finally:
+        meters.time, meters.logger.info = kept, log
+    return said
 
 
 def case_measures():
