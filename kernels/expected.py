@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 
 from .calibration import Calibration
 from .outlook import StepOutlook
@@ -136,7 +137,8 @@ def pace_words(ratio: float) -> str:
 def _tenths(value: float) -> str:
     if value < 0.05:
         return "<0.1" if value else "0"
-    return f"{_round(value * 10) / 10:.1f}" if value < 9.95 else f"{_round(value):,}"
+    # Decimal, because a format rounds halves to even and JavaScript up.
+    return str(Decimal(value).quantize(Decimal("0.1"), ROUND_HALF_UP)) if value < 9.95 else f"{_round(value):,}"
 
 
 def _round(value: float) -> int:

@@ -216,12 +216,19 @@ def _fitting(result: Measurement, costs: dict[str, float]) -> Size:
     if is_near(size.grid.tokens, wanted.grid.tokens):
         said += "Expected times are scaled with the heads and the square of the tokens."
     else:
-        # The least that is near: one head, and the tokens divided by the reach.
-        least = short_time(whole / wanted.heads / REACH**2)
+        least = short_time(_least_limit(wanted, costs))
         said += f"That is less than 1/{REACH} of the tokens, too few to tell expected ms or seconds for the size asked "
         said += f"for; these need a limit of about {least}."
     result.notes.append(said)
     return size
+
+
+def _least_limit(wanted: Size, costs: dict[str, float]) -> float:
+    """Return the seconds that are enough for one head of the fewest frames that tell something about ``wanted``."""
+    t, h, w = wanted.grid.shape
+    small = replace(wanted, heads=1, grid=TokenGrid(math.ceil(t / REACH), h, w))
+    # What is measured in frames cannot be cut finer; the rest is what a guess may be off.
+    return 1.1 * _cost(small, costs) * (WANTED_REPEATS + 1) / 1e3
 
 
 def _runs(

@@ -125,7 +125,7 @@ const round = (value) => Math.floor(value + 0.5);
 
 function tenths(value) {
   if (value < 0.05) return value ? "<0.1" : "0";
-  return value < 9.95 ? (round(value * 10) / 10).toFixed(1) : round(value).toLocaleString("en-US");
+  return value < 9.95 ? value.toFixed(1) : round(value).toLocaleString("en-US");
 }
 
 /** A unit's place in the list of units, its seconds, those of the unit below, how many there are before the next. */
