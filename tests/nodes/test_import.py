@@ -33,7 +33,7 @@ def test_the_root_file_declares_the_entry():
     text = (ROOT / "__init__.py").read_text(encoding="utf-8")
     assert "comfy_entrypoint" in text and "NODE_CLASS_MAPPINGS" not in text
     assert 'WEB_DIRECTORY = "./nodes/web"' in text
-    # Every script below the folder is loaded by the page: two that extend it and the modules that they import, nothing else.
+    # Every script below the folder is loaded by the page: two that extend it, and the modules that they import.
     web = ROOT / "nodes" / "web"
     places = {path.relative_to(web).parts[0] for path in web.rglob("*.js")}
     assert places <= {"fps_schedule.js", "fps_output.js", "core", "editor"}
