@@ -232,10 +232,16 @@ def test_benchmark_of_a_model_takes_its_shape(server):
 
 
 def test_benchmark_of_a_large_size_keeps_its_limit(server, measured):
-    text, _ = outputs(server, {"9": benchmark(heads=12, width=832, height=480, frames=81, seconds=1.5)})
-    assert "measured 1 of 12 heads and a grid of" in text and "expected ms" in text
-    entry = Calibration.load(measured).entries[-1]
-    assert entry["heads"] == 1 and entry["tokens"] < 32760
+    before = Calibration.load(measured).entries
+    started = time.monotonic()
+    text, _ = outputs(server, {"9": benchmark(heads=12, width=832, height=480, frames=81, seconds=3)})
+    assert "measured 1 of 12 heads and a grid of" in text and time.monotonic() - started < 60
+    kept = Calibration.load(measured).entries
+    if "Nothing was kept" in text:  # a busy machine came to single calls only
+        assert kept == before
+    else:
+        entry = kept[-1]
+        assert entry["heads"] == 1 and entry["tokens"] < 32760
 
 
 def test_a_backend_that_cannot_run_is_a_sentence(server, measured):
