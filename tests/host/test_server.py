@@ -109,11 +109,11 @@ def test_help_pages_are_served(server, node):
     assert text.startswith("# ") and len(text) > 300
 
 
-def test_the_pack_brings_the_schedule_editor_and_no_other_script(server):
+def test_the_pack_brings_its_two_scripts_and_no_other(server):
     (root,) = [e for e in {p.name for p in server.packs} if e != "testpack"]
     ours = [e for e in server.get("/extensions") if not e.startswith("/extensions/core/")]
-    allowed = tuple(f"/extensions/{root}/{place}" for place in ("fps_schedule.js", "core/", "editor/"))
-    assert f"/extensions/{root}/fps_schedule.js" in ours and all(e.startswith(allowed) for e in ours)
+    allowed = tuple(f"/extensions/{root}/{place}" for place in ("fps_schedule.js", "fps_output.js", "core/", "editor/"))
+    assert set(allowed[:2]) <= set(ours) and all(e.startswith(allowed) for e in ours)
 
 
 def test_ordinary_file_loads_dense(server, models):
