@@ -80,7 +80,7 @@ def main() -> int:
                         if small.width > WIDTH:
                             height = round(small.height * WIDTH / small.width)
                             small = small.resize((WIDTH, height), Image.Resampling.LANCZOS)
-                        small.save(target / f"{name}.png", optimize=True)
+                        small.quantize(256, Image.Quantize.FASTOCTREE).save(target / f"{name}.png", optimize=True)
                         print(target / f"{name}.png")
     return 0
 
