@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .head_table import HeadTable, HeadTableError
 from .schedule import Schedule, ScheduleError
 
 if TYPE_CHECKING:
@@ -44,7 +45,10 @@ class CheckpointError(OSError):
 
 @dataclass(frozen=True)
 class Header:
-    """What the attention of a trained model needs: its schedule, the tile it learned, and how it was made."""
+    """What the attention of a trained model needs: its schedule, the tile it learned, and how it was made.
+
+    ``heads`` is the head table, which a schedule that says ``heads`` needs.
+    """
 
     schedule: Schedule
     slots: int = 64
@@ -56,6 +60,7 @@ class Header:
     trainer: str = ""
     step: int = 0
     version: int = VERSION
+    heads: HeadTable | None = None
 
     def to_metadata(self) -> dict[str, str]:
         """Return the header's strings; ``Header.from_metadata`` of them gives this header back."""
@@ -72,6 +77,8 @@ class Header:
         }
         if self.tile is not None:
             values["tile"] = "x".join(map(str, self.tile))
+        if self.heads is not None:
+            values["heads"] = self.heads.to_json()
         return {PREFIX + key: value for key, value in values.items()}
 
     @staticmethod
@@ -107,10 +114,22 @@ class Header:
             trainer=ours.get("trainer", ""),
             step=_integer(ours, "step"),
             version=version,
+            heads=_heads(ours),
         )
+        if schedule.uses_heads and header.heads is None:
+            raise HeaderError(
+                "the header's schedule says 'heads', but it carries no head table; export the model again."
+            )
         if header.step < 0:
             raise HeaderError(f"the header's 'step' is {header.step}, which cannot be negative; the file is damaged.")
         return header
+
+
+def _heads(values: dict[str, str]) -> HeadTable | None:
+    try:
+        return HeadTable.from_json(values["heads"]) if "heads" in values else None
+    except HeadTableError as error:
+        raise HeaderError(f"the head table in the file's header is damaged: {error}") from None
 
 
 def _required(values: dict[str, str], key: str) -> str:

@@ -4,7 +4,8 @@ A pattern answers with one boolean mask over tiles; ``block_lists`` turns masks 
 A pattern that knows its lists without the mask says them itself (``rows``), because at a phase change of a long video
 the masks would be what takes time.
 In 3D tile order a diagonal is a window that is short in time and a multi-diagonal one that is long in time and short
-in space, so windows cover both.
+in space, so windows cover both; a vertical stripe is a set of key tiles that every query tile sees. How patterns are
+written is in ``pattern_text``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .grid import Tiling, product_rows, ranges
+from .grid import Tiling, product_rows, ranges, split_bounds
 
 
 class Pattern(Protocol):
@@ -51,6 +52,16 @@ class Skip:
     def mask(self, tiling: Tiling) -> np.ndarray:
         """See ``Pattern.mask``."""
         return np.zeros((tiling.count, tiling.count), dtype=bool)
+
+    def rows(self, tiling: Tiling, transposed: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """See ``pattern_rows``."""
+        del transposed
+        return np.zeros((tiling.count, 1), dtype=np.int32), np.zeros(tiling.count, dtype=np.int32)
+
+    def pairs(self, tiling: Tiling) -> int:
+        """See ``pattern_pairs``."""
+        del tiling
+        return 0
 
 
 @dataclass(frozen=True)
@@ -134,6 +145,85 @@ class Window:
         """Return the first piece that each piece of an axis sees, per axis, and how many it sees."""
         window = self.tiles(tiling)
         return [_first_seen(n, k) for n, k in zip(tiling.pieces, window)], window
+
+
+@dataclass(frozen=True)
+class FirstFrames:
+    """A vertical stripe: every query sees the key tiles of the first ``frames`` (latent frames, or a share of them)."""
+
+    frames: int | str
+
+    def columns(self, tiling: Tiling) -> np.ndarray:
+        """Return bool ``(video tiles,)``: the key tiles that all see."""
+        nt, nh, nw = tiling.pieces
+        return np.arange(nt).repeat(nh * nw) < _tiles_along(self.frames, nt, tiling.tile[0])
+
+    def mask(self, tiling: Tiling) -> np.ndarray:
+        """See ``Pattern.mask``."""
+        return _stripe_mask(tiling, self.columns(tiling))
+
+
+@dataclass(frozen=True)
+class Stripe:
+    """A vertical stripe: every query sees the key ``tiles`` (numbers in raster order) of a video cut into ``pieces``.
+
+    On a grid that is cut otherwise the stripe is rebuilt by rule: the tiles whose centers lie in one of those tiles,
+    and the tiles that hold the centers of those tiles, both as shares of the video.
+    """
+
+    pieces: tuple[int, int, int]
+    tiles: tuple[int, ...]
+
+    def columns(self, tiling: Tiling) -> np.ndarray:
+        """Return bool ``(video tiles,)``: the key tiles that all see."""
+        chosen = np.zeros(self.pieces, dtype=bool)
+        chosen.reshape(-1)[list(self.tiles)] = True
+        if tiling.pieces != self.pieces:
+            chosen = _carried(chosen, tiling)
+        return chosen.reshape(-1)
+
+    def mask(self, tiling: Tiling) -> np.ndarray:
+        """See ``Pattern.mask``."""
+        return _stripe_mask(tiling, self.columns(tiling))
+
+
+@dataclass(frozen=True)
+class Union:
+    """A query tile sees what it sees under any of ``parts``."""
+
+    parts: tuple[Pattern, ...]
+
+    def mask(self, tiling: Tiling) -> np.ndarray:
+        """See ``Pattern.mask``."""
+        return np.logical_or.reduce([part.mask(tiling) for part in self.parts])
+
+
+def _stripe_mask(tiling: Tiling, columns: np.ndarray) -> np.ndarray:
+    """Return the mask in which video queries see ``columns`` of the video, and tokens outside it see and are seen."""
+    mask = np.ones((tiling.count, tiling.count), dtype=bool)
+    inside = slice(tiling.prefix_tiles, tiling.prefix_tiles + tiling.video_tiles)
+    mask[inside, inside] = columns[None, :]
+    return mask
+
+
+def _carried(chosen: np.ndarray, tiling: Tiling) -> np.ndarray:
+    """Return bool of ``tiling.pieces``: the tiles there that stand for the ``chosen`` ones of other pieces."""
+
+    def centers(pieces: tuple[int, ...]) -> list[np.ndarray]:
+        bounds = [split_bounds(length, n) if n <= length else None for length, n in zip(tiling.grid.shape, pieces)]
+        # An axis with fewer tokens than the stripe has pieces is cut evenly.
+        return [
+            (np.arange(n) + 0.5) / n if b is None else (b[:-1] + b[1:]) / (2 * b[-1]) for n, b in zip(pieces, bounds)
+        ]
+
+    def place(at: np.ndarray, pieces: int) -> np.ndarray:
+        return np.minimum((at * pieces).astype(np.int64), pieces - 1)
+
+    mine, theirs = centers(tiling.pieces), centers(chosen.shape)
+    carried = chosen[np.ix_(*(place(at, n) for at, n in zip(mine, chosen.shape)))]
+    where = [place(theirs[axis][index], tiling.pieces[axis]) for axis, index in enumerate(np.nonzero(chosen))]
+    carried[tuple(where)] = True
+    return carried
 
 
 def _tiles_along(extent: int | str | None, pieces: int, largest: int) -> int:

@@ -1,12 +1,14 @@
 """Plans: a schedule on a grid, compiled to what kernels consume.
 
 ``Plans.at(sigma, layer)`` gives the plan of one attention call. Plans are cached by what they mean, so that schedules
-share them, and built outside compiled regions: a call only looks one up.
+share them, and built outside compiled regions: a call only looks one up. Layers and bands of a head table differ in
+``pattern_of_head`` alone: their layout and lists are one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Hashable
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 
 import numpy as np
@@ -14,12 +16,14 @@ import torch
 
 from .bytes_cache import BytesCache
 from .grid import Tiling, TokenGrid, choose_tiling, run_tiling
+from .head_table import HeadTable
 from .patterns import Pattern, block_lists, pattern_pairs, pattern_rows, stack_rows
 from .schedule import Phase, Schedule
-from .selectors import Selector, build_selector
+from .selectors import SELECTORS, Selector, build_selector
 
 FULL_RUN_SLOTS = 128
-# About thirty plans for 75,600 tokens, at 9 MiB each. The host's memory management does not see them.
+# About thirty windows for 75,600 tokens, at 9 MiB each, or the lists of one head table with twenty patterns. The host's
+# memory management does not see them.
 MAX_KEPT_BYTES = 256 * 2**20
 
 
@@ -29,7 +33,8 @@ class BlockLists:
 
     ``ids`` int32 ``(P, nQ, longest)`` ascending, ``count`` int32 ``(P, nQ)`` (0 is legal: the output is zero),
     ``pattern_of_head`` int32 ``(1 or B, H)``; ``key_ids``, ``key_count`` are the transposed lists (which query tiles
-    see a key tile), for the backward.
+    see a key tile), for the backward. Lists that an online selector made say their mean ``density`` over samples and
+    heads, a float32 scalar on the device.
     """
 
     ids: torch.Tensor
@@ -37,6 +42,7 @@ class BlockLists:
     pattern_of_head: torch.Tensor
     key_ids: torch.Tensor
     key_count: torch.Tensor
+    density: torch.Tensor | None = None
 
     @staticmethod
     def from_masks(masks: np.ndarray, pattern_of_head: np.ndarray, device: torch.device | str) -> BlockLists:
@@ -60,7 +66,7 @@ class BlockLists:
 
         Values are not looked at: that would wait for the device (see ``Spec.check``).
         """
-        tensors = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        tensors = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "density"}
         for name, x in tensors.items():
             if x.dtype != torch.int32 or x.device != self.ids.device:
                 return f"{name} is {x.dtype} on {x.device}, the lists must be torch.int32 on {self.ids.device}"
@@ -122,6 +128,19 @@ class AttentionPlan:
     lists: BlockLists | None
     selector: Selector | None = None
 
+    def lists_for(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> BlockLists:
+        """Return the lists of a call with these q, k, v ``(B, S, H, D)``."""
+        return self.lists if self.lists is not None else self.selector.select(q, k, v, self)
+
+
+@dataclass(frozen=True, eq=False)
+class _Tables:
+    """What plans share on a device: the layout, and the lists of their patterns (None: made in every call)."""
+
+    layout: Layout
+    lists: BlockLists | None
+    plans: dict[Hashable, AttentionPlan] = field(default_factory=dict)
+
     @property
     def bytes(self) -> int:
         """Memory of the tables on the device."""
@@ -129,17 +148,14 @@ class AttentionPlan:
         tensors = [x for part in parts for f in fields(part) if isinstance(x := getattr(part, f.name), torch.Tensor)]
         return sum(x.numel() * x.element_size() for x in tensors)
 
-    def lists_for(self, q: torch.Tensor, k: torch.Tensor) -> BlockLists:
-        """Return the lists of a call with these q, k ``(B, S, H, D)``."""
-        return self.lists if self.lists is not None else self.selector.select(q, k, self)
-
 
 @dataclass(frozen=True)
 class Plans:
     """The plans of a schedule on one grid: cheap to make, cached underneath.
 
     ``slots`` and ``tile`` are what the model was trained with (``tile`` may be replaced by a better fitting one, see
-    ``choose_tiling``); ``smooth_k`` subtracts K's token mean before quantization.
+    ``choose_tiling``); ``smooth_k`` subtracts K's token mean before quantization. ``table`` is what a phase that says
+    ``heads`` needs; ``first_head`` is the first of its heads here, where heads are spread over devices.
     """
 
     schedule: Schedule
@@ -148,22 +164,38 @@ class Plans:
     slots: int = 64
     tile: tuple[int, int, int] | None = None
     smooth_k: bool = True
+    table: HeadTable | None = None
+    first_head: int = 0
 
-    def at(self, sigma: float, layer: int = 0, device: torch.device | str = "cpu") -> AttentionPlan | None:
-        """Return the plan for ``sigma`` and ``layer``, or None where the host's own dense attention runs."""
-        _, phase = self.schedule.at(sigma)
+    def at(
+        self, sigma: float, layer: int = 0, device: torch.device | str = "cpu", branches: tuple[int, ...] = (0,)
+    ) -> AttentionPlan | None:
+        """Return the plan for ``sigma`` and ``layer``, or None where the host's own dense attention runs.
+
+        ``branches`` says per sample whether it is of the prompt (0) or of the negative prompt (1); one number counts
+        for all. It matters only to a head table that tells them apart. A layer that the table does not know is dense.
+        """
+        phase, band = self._phase(sigma, layer)
         if phase.attention == "dense":
             return None
         layer, device = _key_layer(phase, layer), torch.device(device)
-        means = (phase.attention, phase.granularity, phase.window, phase.selector)
-        key = (self.grid, self.heads, self.slots, self.tile, self.smooth_k, *means, layer, device)
-        return _kept.get(key, lambda: _build(self, phase, layer, device))
+        table = self.table if phase.uses_heads else None
+        if table is None or table.branches == 1 or len(set(branches)) == 1:
+            branches = branches[:1] if table is not None and table.branches > 1 else (0,)
+        means = (phase.attention, phase.granularity, phase.window, phase.selector, self.smooth_k, table)
+        key = (*means, self.heads, self.first_head, layer, band, branches)
+        tables = _tables(self, phase, layer, band, device)
+        if key not in tables.plans:
+            tables.plans[key] = _build(self, phase, layer, band, branches, tables)
+        return tables.plans[key]
 
-    def layers(self, sigma: float, count: int, device: torch.device | str = "cpu") -> list[AttentionPlan | None]:
+    def layers(
+        self, sigma: float, count: int, device: torch.device | str = "cpu", branches: tuple[int, ...] = (0,)
+    ) -> list[AttentionPlan | None]:
         """Return the plans of layers 0 to ``count - 1`` for ``sigma``: what ``at`` gives for each, in one go."""
         _, phase = self.schedule.at(sigma)
-        if phase.attention != "dense" and _selector(phase).per_layer:
-            return [self.at(sigma, layer, device) for layer in range(count)]
+        if phase.attention != "dense" and _selector(phase, self.table, 0).per_layer:
+            return [self.at(sigma, layer, device, branches) for layer in range(count)]
         return [self.at(sigma, 0, device)] * count
 
     def tiling(self, sigma: float) -> Tiling:
@@ -172,8 +204,20 @@ class Plans:
 
     def density(self, sigma: float, layer: int = 0) -> float | None:
         """Return the exact share of (query, key) pairs at ``sigma``: 1.0 when dense, None if decided online."""
-        phase = self.schedule.at(sigma)[1]
-        return _density(self.grid, phase, self.slots, self.tile, self.heads, _key_layer(phase, layer))
+        phase, band = self._phase(sigma, layer)
+        if phase.is_full:
+            return 1.0
+        return _density(self, phase, _key_layer(phase, layer), band)
+
+    def mean_density(self, sigma: float) -> float | None:
+        """Return the mean of ``density`` over the layers that a head table knows; without one layers do not differ."""
+        layers = self.table.layers if self.table is not None and self.schedule.at(sigma)[1].uses_heads else 1
+        each = [self.density(sigma, layer) for layer in range(layers)]
+        return None if None in each else float(np.mean(each))
+
+    def band(self, sigma: float) -> int:
+        """Return the band of the head table that ``sigma`` falls into, 0 where no table is used."""
+        return self._phase(sigma, 0)[1]
 
     def describe(self, sigma: float) -> dict:
         """Return what ``sigma`` runs: phase, until, attention, granularity, window, tile, tiles, density."""
@@ -188,8 +232,23 @@ class Plans:
             "window": phase.selector or " ".join("all" if e is None else str(e) for e in extents),
             "tile": tiling.tile,
             "tiles": tiling.count,
-            "density": self.density(sigma),
+            "density": self.mean_density(sigma),
         }
+
+    def _phase(self, sigma: float, layer: int) -> tuple[Phase, int]:
+        """Return what ``layer`` runs at ``sigma`` and the table's band: where a table has every head of a layer see
+        everything, that is the phase ``all all all``, or dense where nothing is quantized."""
+        _, phase = self.schedule.at(sigma)
+        if not phase.uses_heads:
+            return phase, 0
+        table, band = self.table, 0 if self.table is None else self.table.band_at(sigma)
+        if table is None:
+            _selector(phase, None, 0)  # says what is missing
+        elif layer >= table.layers or (phase.attention == "bf16" and table.all_full(band, layer)):
+            phase, band = Phase(phase.until, "dense"), 0
+        elif table.all_full(band, layer):
+            phase, band = replace(phase, selector=None, window=(None, None, None)), 0
+        return phase, band
 
 
 @lru_cache(maxsize=64)
@@ -201,9 +260,11 @@ def plans_for(
     slots: int = 64,
     tile: tuple[int, int, int] | None = None,
     smooth_k: bool = True,
+    table: HeadTable | None = None,
+    first_head: int = 0,
 ) -> Plans:
     """Return the (cached) plans of ``schedule`` on ``grid``."""
-    return Plans(schedule, grid, heads, slots, tile, smooth_k)
+    return Plans(schedule, grid, heads, slots, tile, smooth_k, table, first_head)
 
 
 def step_densities(
@@ -213,11 +274,13 @@ def step_densities(
     *,
     slots: int = 64,
     tile: tuple[int, int, int] | None = None,
+    table: HeadTable | None = None,
 ) -> list[float | None]:
     """Return the exact density of every step of a run whose steps start at ``sigmas`` (without the final zero); None
-    for a step whose selector decides online."""
-    plans = plans_for(schedule, grid, 1, slots=slots, tile=tile)
-    return [plans.density(float(sigma)) for sigma in sigmas]
+    for a step whose selector decides online, or whose head table is not given."""
+    plans = plans_for(schedule, grid, 1 if table is None else table.heads, slots=slots, tile=tile, table=table)
+    unknown = [schedule.at(float(sigma))[1].uses_heads and table is None for sigma in sigmas]
+    return [None if without else plans.mean_density(float(sigma)) for sigma, without in zip(sigmas, unknown)]
 
 
 def attention_work(
@@ -227,10 +290,11 @@ def attention_work(
     *,
     slots: int = 64,
     tile: tuple[int, int, int] | None = None,
+    table: HeadTable | None = None,
 ) -> float | None:
     """Return the self-attention work of a run relative to a dense one (1.0): the mean density of its steps; None if
-    the run has no step, or one whose selector decides online."""
-    densities = step_densities(schedule, grid, sigmas, slots=slots, tile=tile)
+    the run has no step, or one whose density cannot be told beforehand."""
+    densities = step_densities(schedule, grid, sigmas, slots=slots, tile=tile, table=table)
     return float(np.mean(densities)) if densities and None not in densities else None
 
 
@@ -238,49 +302,84 @@ def _tiling(grid: TokenGrid, phase: Phase, slots: int, tile: tuple[int, int, int
     return run_tiling(grid, FULL_RUN_SLOTS) if phase.is_full else choose_tiling(grid, slots, tile)
 
 
-@lru_cache(maxsize=64)
-def _selector(phase: Phase) -> Selector:
-    return build_selector(phase)
+@lru_cache(maxsize=256)
+def _selector(phase: Phase, table: HeadTable | None, band: int) -> Selector:
+    return build_selector(phase, table, band)
 
 
 def _key_layer(phase: Phase, layer: int) -> int:
     """Return the layer that a cache is keyed on: layers share what does not depend on them."""
-    return layer if phase.attention != "dense" and _selector(phase).per_layer else 0
+    if phase.attention == "dense" or phase.selector is None:
+        return 0
+    return layer if SELECTORS[phase.selector.split()[0]].per_layer else 0
 
 
-@lru_cache(maxsize=256)
-def _density(grid: TokenGrid, phase: Phase, slots: int, tile: tuple | None, heads: int, layer: int) -> float | None:
-    if phase.is_full:
-        return 1.0
-    if _selector(phase).online:
+def _patterns(plans: Plans, phase: Phase, layer: int, band: int) -> tuple[list[Pattern], np.ndarray]:
+    """Return the patterns of a static selector and the pattern of each of these heads, ``(branches, heads)``."""
+    tiling = _tiling(plans.grid, phase, plans.slots, plans.tile)
+    selector = _selector(phase, plans.table if phase.uses_heads else None, band)
+    spread = phase.uses_heads and plans.table.heads != plans.heads
+    patterns, chosen = selector.patterns(tiling, plans.table.heads if spread else plans.heads, layer)
+    return patterns, chosen[:, plans.first_head : plans.first_head + plans.heads] if spread else chosen
+
+
+@lru_cache(maxsize=4096)
+def _density(plans: Plans, phase: Phase, layer: int, band: int) -> float | None:
+    if _selector(phase, plans.table if phase.uses_heads else None, band).online:
         return None
-    tiling = _tiling(grid, phase, slots, tile)
-    patterns, pattern_of_head = _selector(phase).patterns(tiling, heads, layer)
-    per_pattern = np.array([pattern_pairs(pattern, tiling) / float(grid.tokens) ** 2 for pattern in patterns])
+    patterns, pattern_of_head = _patterns(plans, phase, layer, band)
+    tiling = _tiling(plans.grid, phase, plans.slots, plans.tile)
+    per_pattern = np.array([_pattern_density(pattern, tiling) for pattern in patterns])
     return float(per_pattern[pattern_of_head].mean())
 
 
-_kept: BytesCache[AttentionPlan] = BytesCache(MAX_KEPT_BYTES)
+@lru_cache(maxsize=1024)
+def _pattern_density(pattern: Pattern, tiling: Tiling) -> float:
+    return pattern_pairs(pattern, tiling) / float(tiling.grid.tokens) ** 2
 
 
-# What is first asked for while sampling must serve training too, whose autograd refuses inference tensors.
-@torch.inference_mode(False)
-def _build(plans: Plans, phase: Phase, layer: int, device: torch.device) -> AttentionPlan:
+_kept: BytesCache[_Tables] = BytesCache(MAX_KEPT_BYTES)
+
+
+def _tables(plans: Plans, phase: Phase, layer: int, band: int, device: torch.device) -> _Tables:
     tiling = _tiling(plans.grid, phase, plans.slots, plans.tile)
-    selector = _selector(phase)
-    lists = None
-    if not selector.online:
-        patterns, pattern_of_head = selector.patterns(tiling, plans.heads, layer)
-        lists = BlockLists.from_patterns(patterns, tiling, pattern_of_head, device)
-    cube_size = int(phase.granularity[1:]) if (phase.granularity or "").startswith("x") else 1
+    cube = int(phase.granularity[1:]) if (phase.granularity or "").startswith("x") else 1
+
+    # What is first asked for while sampling must serve training too, whose autograd refuses inference tensors.
+    @torch.inference_mode(False)
+    def make() -> _Tables:
+        lists = None
+        if not _selector(phase, plans.table if phase.uses_heads else None, band).online:
+            patterns = _patterns(plans, phase, layer, band)[0]
+            lists = BlockLists.from_patterns(patterns, tiling, np.zeros((1, plans.heads)), device)
+        return _Tables(Layout.of(tiling, cube, device), lists)
+
+    # All layers and bands of a table have its patterns; of another selector each layer may have its own.
+    patterns = plans.table if phase.uses_heads else (phase.window, phase.selector, layer)
+    return _kept.get((tiling, cube, patterns, device), make)
+
+
+@torch.inference_mode(False)
+def _build(
+    plans: Plans, phase: Phase, layer: int, band: int, branches: tuple[int, ...], tables: _Tables
+) -> AttentionPlan:
+    selector = _selector(phase, plans.table if phase.uses_heads else None, band)
+    lists = tables.lists
+    if lists is not None:
+        chosen = _patterns(plans, phase, layer, band)[1]
+        if phase.uses_heads:
+            chosen = chosen[[min(branch, len(chosen) - 1) for branch in branches]]
+        device = lists.ids.device
+        on_device = torch.from_numpy(np.ascontiguousarray(chosen, dtype=np.int32)).to(device)
+        lists = replace(lists, pattern_of_head=on_device)
     return AttentionPlan(
         grid=plans.grid,
-        tiling=tiling,
+        tiling=_tiling(plans.grid, phase, plans.slots, plans.tile),
         attention=phase.attention,
         granularity=phase.granularity,
         smooth_k=plans.smooth_k,
-        density=_density(plans.grid, phase, plans.slots, plans.tile, plans.heads, layer),
-        layout=Layout.of(tiling, cube_size, device),
+        density=1.0 if phase.is_full else _density(plans, phase, layer, band),
+        layout=tables.layout,
         lists=lists,
         selector=selector if selector.online else None,
     )
@@ -289,5 +388,5 @@ def _build(plans: Plans, phase: Phase, layer: int, device: torch.device) -> Atte
 def clear_plans() -> None:
     """Drop every cached plan and its device memory."""
     _kept.clear()
-    for cached in (_density, _selector, plans_for):
+    for cached in (_density, _pattern_density, _selector, plans_for):
         cached.cache_clear()

@@ -74,6 +74,11 @@ class Phase:
         """True if every token sees every token."""
         return self.attention == "dense" or self.window == (None, None, None)
 
+    @property
+    def uses_heads(self) -> bool:
+        """True if a head table decides, which is not part of a schedule."""
+        return self.selector is not None and self.selector.split()[0] == "heads"
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -143,6 +148,11 @@ class Schedule:
     def is_dense(self) -> bool:
         """True if no phase replaces the host's attention."""
         return all(phase.attention == "dense" for phase in self.phases)
+
+    @property
+    def uses_heads(self) -> bool:
+        """True if a phase needs a head table."""
+        return any(phase.uses_heads for phase in self.phases)
 
 
 def _check_order(untils: list[tuple[float, str]]) -> None:
@@ -247,12 +257,32 @@ def _granularity(attention: str, word: str | None, fail) -> str | None:
 
 
 def _selector(words: list[str], fail) -> str:
-    if words[0] not in SELECTORS:
+    name, arguments = words[0], words[1:]
+    if name not in SELECTORS:
         known = f", or one of {', '.join(sorted(SELECTORS))}" if SELECTORS else ""
-        raise fail(
-            f"'{words[0]}' is no window; write three extents t h w (tokens, a share such as 60%, or all){known}."
-        )
+        raise fail(f"'{name}' is no window; write three extents t h w (tokens, a share such as 60%, or all){known}.")
+    wanted = SELECTORS[name].arguments
+    least = sum(argument.required for argument in wanted)
+    if not least <= len(arguments) <= len(wanted):
+        usage = " ".join([name, *(argument.example for argument in wanted[:least])])
+        raise fail(f"'{name}' takes {_numbers(least, len(wanted))}, got {len(arguments)}; write for example '{usage}'.")
+    for argument, word in zip(wanted, arguments):
+        fits = re.fullmatch(r"-?[0-9]{1,9}(\.[0-9]{1,9})?", word) and argument.low <= float(word) <= argument.high
+        if not fits or (argument.above and float(word) == argument.low):
+            bounds = f"{'above ' if argument.above else ''}{argument.low:g} to {argument.high:g}"
+            raise fail(f"the {argument.name} of '{name}' is '{word}'; write a number from {bounds}.")
     return " ".join(words)
+
+
+def _numbers(least: int, most: int) -> str:
+    if most == 0:
+        return "no number"
+    return f"{least} number{'s' * (least != 1)}" if least == most else f"{least} to {most} numbers"
+
+
+def read_extent(word: object) -> int | str | None:
+    """Return a window's extent along one axis: tokens, a share such as ``"60%"``, or None for all; ScheduleError."""
+    return _extent(word, ScheduleError)
 
 
 def _extent(word: object, fail) -> int | str | None:

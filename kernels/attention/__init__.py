@@ -35,7 +35,13 @@ __all__ = [
 
 
 def fps_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan, *, backend: str = "auto"
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: AttentionPlan,
+    *,
+    backend: str = "auto",
+    lists: BlockLists | None = None,
 ) -> torch.Tensor:
     """Return attention of ``q, k, v (B, S, H, D)`` by ``plan``, with q's shape and dtype.
 
@@ -43,6 +49,7 @@ def fps_attention(
     best backend that can run (``resolve_backend`` says which and why, ``force_backend`` overrides), a named one raises
     BackendError if it cannot. Any strides will do as long as channels are contiguous: views of a fused projection are
     read where they are; else the input is copied. Waits for nothing and reads nothing back from the device.
+    ``lists`` are those of this call where the caller has asked the plan for them already (``lists_for``).
     Raises ValueError, one sentence, where q, k, v and the plan do not fit each other.
     """
     if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape:
@@ -57,7 +64,8 @@ def fps_attention(
     if not q.device == k.device == v.device == layout.index.device:
         devices = f"{q.device}, {k.device} and {v.device}"
         raise ValueError(f"q, k and v are on {devices}, the plan is on {layout.index.device}; plan for their device.")
-    lists = plan.lists_for(q, k)
+    if lists is None:
+        lists = plan.lists_for(q, k, v)
     if problem := lists.problem(layout.index.shape[0], q.shape[0], q.shape[2]):
         raise ValueError(f"the plan's lists do not fit: {problem}; plan again.")
     if q.numel() == 0:

@@ -129,7 +129,7 @@ def expected_gradients(problem: Problem, plan: AttentionPlan, form: str) -> tupl
 
 
 def _spec(problem: Problem, plan: AttentionPlan, form: str, heads: list[int]) -> Spec:
-    lists = plan.lists_for(problem.q, problem.k)
+    lists = plan.lists_for(problem.q, problem.k, problem.v)
     spec = make_spec(plan, lists, "reference")
     pattern = spec.pattern_of_head[:, heads]
     if form == "none":

@@ -79,7 +79,7 @@ def group(clock: Clock, problem: Problem, kind: str, slots: int, result: dict) -
     ``result``."""
     how = KINDS[kind]
     plan = problem.plan(slots, how.attention, how.granularity)
-    spec = make_spec(plan, plan.lists_for(problem.q, problem.k), how.backend)
+    spec = make_spec(plan, plan.lists_for(problem.q, problem.k, problem.v), how.backend)
     inputs = (problem.q, problem.k, problem.v)
     codes = None if how.form == "none" else quantize(*inputs, spec)
     want, heads, tokens = expected(problem, plan, how.form)

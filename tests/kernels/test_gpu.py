@@ -79,7 +79,7 @@ def reference_of(plan, q, k, v, name):
     """Return the reference's output with the rounding of the backend ``name``, in float32 inputs."""
     from fpsattention.kernels.attention import make_spec, reference
 
-    spec = make_spec(plan, plan.lists_for(q, k), name)
+    spec = make_spec(plan, plan.lists_for(q, k, v), name)
     return reference.forward(q.float(), k.float(), v.float(), spec)[0]
 
 
@@ -123,7 +123,7 @@ def test_gradients_equal_the_references(cuda, grid, row, slots):
     for name in runnable(cuda, plan):
         from fpsattention.kernels.attention import make_spec, reference
 
-        spec = make_spec(plan, plan.lists_for(q, k), name)
+        spec = make_spec(plan, plan.lists_for(q, k, v), name)
         plain = [x.float() for x in (q, k, v)]
         expected = reference.backward(grad.float(), *plain, *reference.forward(*plain, spec), spec)
         leaves = [x.clone().requires_grad_() for x in (q, k, v)]

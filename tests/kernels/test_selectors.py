@@ -44,7 +44,7 @@ class BestTiles:
     def __init__(self, phase):
         self.share = float(phase.selector.split()[1])
 
-    def select(self, q, k, plan):
+    def select(self, q, k, v, plan):
         index = plan.layout.index
         live = (index >= 0).float()
         sums = [(x.float()[:, index.clamp_min(0)] * live[..., None, None]).sum(2) for x in (q, k)]
@@ -72,7 +72,9 @@ def toys(monkeypatch):
         module = types.ModuleType(f"{selectors.__name__}.{word}")
         module.build = cls
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setitem(selectors.SELECTORS, word, word)
+        arguments = (selectors.Argument("number", 0.0, 99.0, "0.5"),)
+        made = selectors.Word(word, arguments, per_layer=cls.per_layer, online=cls.online)
+        monkeypatch.setitem(selectors.SELECTORS, word, made)
     yield
     clear_plans()
 
@@ -113,7 +115,7 @@ def test_an_online_selector_makes_lists_in_every_call(toys, row):
     assert attention_work(schedule, GRID, [0.5]) is None
     q, k, v, grad = oracle.tensors(2, GRID.tokens, HEADS, 64, std=3.0)
     tiles = plan.tiling.count
-    lists = plan.lists_for(q, k)
+    lists = plan.lists_for(q, k, v)
     assert lists.pattern_of_head.tolist() == [[0, 1, 2], [3, 4, 5]] and lists.ids.shape == (
         6,
         tiles,
@@ -128,7 +130,7 @@ def test_an_online_selector_makes_lists_in_every_call(toys, row):
     for a, b in zip((out, *grads), (expected, *expected_grads)):
         assert oracle.error(a, b) < (1e-5 if row == "bf16 -" else 0.12)
     # Other queries, other lists.
-    assert not torch.equal(plan.lists_for(q.flip(1), k).ids, lists.ids)
+    assert not torch.equal(plan.lists_for(q.flip(1), k, v).ids, lists.ids)
 
 
 def test_an_online_selector_is_traced_with_the_call(toys):

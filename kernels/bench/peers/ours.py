@@ -52,7 +52,7 @@ class Ours:
 
 def quantizer_bytes(problem: Problem, contestant: Ours, prepared: Prepared) -> int:
     """Return the bytes that quantization reads and writes in one forward call of ``contestant``."""
-    spec = make_spec(prepared.plan, prepared.plan.lists_for(problem.q, problem.k), contestant.backend)
+    spec = make_spec(prepared.plan, prepared.plan.lists_for(problem.q, problem.k, problem.v), contestant.backend)
     return traffic(problem.q, spec).moved
 
 
