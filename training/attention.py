@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -88,6 +88,8 @@ class SelfAttention(_wan_processor()):  # type: ignore[misc]
         super().__init__()
         self.state, self.backend, self.tokens = state, "auto", 0
         self.plan: AttentionPlan | str | None = _OUTSIDE
+        # What computes attention in place of the plan: the search of head patterns puts itself here.
+        self.instead: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
         """Return self-attention's output (B, S, dim)."""
@@ -95,7 +97,7 @@ class SelfAttention(_wan_processor()):  # type: ignore[misc]
         if isinstance(plan, str):
             raise RuntimeError("the model ran outside an attention step; wrap forward and backward in StepState.step")
         group = self.state.group
-        if plan is None and group is None:
+        if plan is None and group is None and self.instead is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         q = attn.norm_q(attn.to_q(hidden_states)).unflatten(-1, (attn.heads, -1))
         k = attn.norm_k(attn.to_k(hidden_states)).unflatten(-1, (attn.heads, -1))
@@ -103,7 +105,9 @@ class SelfAttention(_wan_processor()):  # type: ignore[misc]
         q, k = rotate(q, *rotary_emb).to(v.dtype), rotate(k, *rotary_emb).to(v.dtype)
         if group is not None:
             q, k, v = (group.to_heads(x, self.tokens) for x in (q, k, v))
-        if plan is None:
+        if self.instead is not None:
+            out = self.instead(q, k, v)
+        elif plan is None:
             out = scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
         else:
             # The op chooses its own precisions: autocast inside it would change them.
