@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Argument:
-    """A number behind a selector's word: its bounds (``above``: the lower one is excluded) and an example."""
+    """A number behind a selector's word: its bounds (``above``: the lower one is excluded) and an example.
+
+    ``density``: it is about the share of attention that will be computed, for pictures before a run.
+    """
 
     name: str
     low: float
@@ -33,6 +36,7 @@ class Argument:
     example: str
     required: bool = True
     above: bool = False
+    density: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,12 @@ SELECTORS: dict[str, Word] = {
         "heads", says="per head, from a head table found offline (Sparse-vDiT)", online=False, per_layer=True
     ),
     "sta": Word("sta", says="one of STA's windows per head, found by sampled rows"),
-    "svg": Word("svg", (Argument("density", 0.0, 1.0, "0.3", above=True),), "spatial or temporal per head (SVG)"),
+    "svg": Word(
+        "svg", (Argument("density", 0.0, 1.0, "0.3", above=True, density=True),), "spatial or temporal per head (SVG)"
+    ),
     "topk": Word(
         "top_tiles",
-        (Argument("share of key tiles", 0.0, 1.0, "0.15", above=True), _GATE),
+        (Argument("share of key tiles", 0.0, 1.0, "0.15", above=True, density=True), _GATE),
         "the best key tiles by means",
     ),
     "cdf": Word(
