@@ -58,7 +58,7 @@ WORDS = [
     *("60%", "0%", "100.0%", "101%", "1e1%", "33.333333333333333333%", "-3", "0.5%", "1234567890", "999999999", "#"),
     *("# note", "# fps-schedule v1, unit sigma", "# fps-schedule v9", "#fps-schedule v1 unit step", "{", "[", '"'),
     *("\u00e9\u4e2d", "\U0001f600", "\u200b", "it's", 'a"b', "it's\"x", "\x00", "\x85", "\u2028", "\ufeff", "y" * 45),
-    *SELECTORS,
+    *(*SELECTORS, *SELECTORS, "0.15", "-0.6", "1.01"),
 ]
 GAPS = [" ", "  ", "\t", "\n", "\n", "\r\n", "\r", "\v", "\f", "\x1c", "\u00a0", "\u3000", "\u2029", ""]
 JSON_PARTS = [
@@ -78,6 +78,7 @@ VALUES = [
         "",
         1e22,
         123456.789e3,
+        *("heads", "svg 0.3", "svg", "topk 0.15 -0.5", "topk 0.15 2", "cdf 0", "sta\t1"),
         "\u2028",
         "\ud800",
     ),
@@ -95,7 +96,10 @@ def table(draw: random.Random) -> str:
     )
     for until in [*ends, 0]:
         row = [str(until), draw.choice(["dense", "bf16 -", "fp8 x1", "fp8 x2"])]
-        if row[1] != "dense":
+        if row[1] != "dense" and draw.random() < 0.3:
+            numbers = (f"{draw.uniform(-0.5, 1.3):.{draw.randrange(1, 11)}f}" for _ in range(draw.randrange(3)))
+            row += [draw.choice(list(SELECTORS)), *numbers]
+        elif row[1] != "dense":
             row += [
                 draw.choice(["all", str(draw.randrange(1, 99)), f"{draw.random() * 100:.{draw.randrange(9)}f}%"])
             ] * 3

@@ -1,7 +1,7 @@
 // The schedule as text: the same reader, writer and error sentences as kernels/schedule.py.
 
 import { JsonError, JsonTooLarge, readJson } from "./json.js";
-import { ATTENTIONS, GRANULARITIES, MAX_PHASES, MAX_WORD, SELECTORS, VERSION } from "./known.js";
+import { ARGUMENTS, ATTENTIONS, GRANULARITIES, MAX_PHASES, MAX_WORD, SELECTORS, VERSION } from "./known.js";
 import {
   SPACE_CLASS, codePoints, compareText, floatPlain, floatRepr, floatShort, placedWords, repr, splitLines, str, strip,
   typeName, words,
@@ -188,11 +188,30 @@ function readGranularity(attention, word, fail) {
 }
 
 function readSelector(row, fail) {
-  if (!SELECTORS.includes(row[0])) {
-    const known = SELECTORS.length ? `, or one of ${[...SELECTORS].sort(compareText).join(", ")}` : "";
-    throw fail(`'${row[0]}' is no window; write three extents t h w (tokens, a share such as 60%, or all)${known}.`);
+  const [name, ...given] = row;
+  if (!SELECTORS.includes(name)) {
+    throw fail(`'${name}' is no window; write three extents t h w (tokens, a share such as 60%, or all), ` +
+      `or one of ${SELECTORS.join(", ")}.`);
   }
+  const wanted = ARGUMENTS[name];
+  const least = wanted.filter((argument) => argument.required).length;
+  if (given.length < least || given.length > wanted.length) {
+    const usage = [name, ...wanted.slice(0, least).map((argument) => argument.example)].join(" ");
+    throw fail(`'${name}' takes ${numbers(least, wanted.length)}, got ${given.length}; write for example '${usage}'.`);
+  }
+  given.forEach((word, i) => {
+    const { name: what, low, high, above } = wanted[i];
+    const value = /^-?[0-9]{1,9}(\.[0-9]{1,9})?$/.test(word) ? Number(word) : NaN;
+    if (value >= low && value <= high && !(above && value === low)) return;
+    const bounds = `${above ? "above " : ""}${floatShort(low)} to ${floatShort(high)}`;
+    throw fail(`the ${what} of '${name}' is '${word}'; write a number from ${bounds}.`);
+  });
   return row.join(" ");
+}
+
+function numbers(least, most) {
+  if (most === 0) return "no number";
+  return least === most ? `${least} number${least === 1 ? "" : "s"}` : `${least} to ${most} numbers`;
 }
 
 function readExtent(word, fail) {
