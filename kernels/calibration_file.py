@@ -150,6 +150,11 @@ def _positive(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1e12
 
 
+def _density(value: object) -> bool:
+    # 0 is a head that sees nothing: it takes time all the same.
+    return (value == 0 and not isinstance(value, bool)) or (_positive(value) and value <= 1)
+
+
 def _list(value: object, least: int, most: int) -> bool:
     return isinstance(value, list | tuple) and least <= len(value) <= most
 
@@ -157,7 +162,7 @@ def _list(value: object, least: int, most: int) -> bool:
 def _points(points: object) -> bool:
     if not _list(points, 1, MAX_POINTS):
         return False
-    if not all(_list(point, 2, 2) and all(map(_positive, point)) and point[0] <= 1 for point in points):
+    if not all(_list(point, 2, 2) and _density(point[0]) and _positive(point[1]) for point in points):
         return False
     # Far enough apart that a line through two of them means something.
     return all(second[0] - first[0] >= 1e-9 for first, second in itertools.pairwise(points))
