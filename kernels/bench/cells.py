@@ -214,6 +214,23 @@ def tune_cells(standin: bool) -> list[Cell]:
     ]
 
 
+def heads_cells(standin: bool) -> list[Cell]:
+    """Return the cells of head tables, the label being the attention; stand-ins run the reference: a small one that
+    tries the path, and a medium grid whose times are worth something."""
+    if standin:
+        small = [Cell("heads-small-fp8", "heads", (2, 8, 8), 4, 1, 64, limit=120.0, label="fp8")]
+        medium = [
+            Cell(f"heads-medium-{label}", "heads", (6, 20, 32), 8, 1, 64, limit=900.0, label=label)
+            for label in ("fp8", "bf16")
+        ]
+        return small + medium
+    sizes = (("480p", 12, "fp8"), ("720p", 40, "fp8"), ("480p", 12, "bf16"))
+    return [
+        Cell(f"heads-{r}-h{heads}-{label}", "heads", latent_grid(r, 81), heads, limit=240.0, dim=128, label=label)
+        for r, heads, label in sizes
+    ]
+
+
 def select(cells: list[Cell], only: str | None) -> list[Cell]:
     """Return the cells whose id holds one of the comma-separated words of ``only``; raises CellError if none does."""
     if not only:

@@ -86,6 +86,10 @@ def _kind(cell: Cell, device: torch.device, standin: bool, peers: str, save: Cal
         from . import tune
 
         return tune.run(cell, device, save)
+    if cell.kind == "heads":
+        from . import heads_cell
+
+        return heads_cell.run(cell, device, save)
     if cell.kind == "model":
         from . import model
 

@@ -22,6 +22,10 @@ def table(data: dict) -> str:
             from .model_report import text
 
             parts.append(text(name, result))
+        elif kind == "heads" and result.get("status") == "ok":
+            from .heads_report import text
+
+            parts.append(text(name, result, columns))
         elif kind == "tune":
             parts.append(tuning(name, result))
         elif result.get("status") == "ok":
