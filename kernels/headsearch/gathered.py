@@ -1,0 +1,191 @@
+"""Evidence of a whole model: running means per step and layer, what each prompt showed, and one file for it all."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..grid import GridError, TokenGrid
+from .classify import PromptDependence, concentrations, families, prompt_dependence
+from .evidence import AREAS, MEASURED, Evidence, EvidenceError, running_mean
+
+KIND = "fpsattention head evidence"
+VERSION = 1
+# Mass below 1e-7 of a row is nothing; powers have no such bounds.
+WIDE = ("power", *AREAS)
+
+
+@dataclass
+class Gathered:
+    """Evidence by (step, layer), means over everything that was added, and per prompt what it takes to compare them.
+
+    A step is named by its sigma. Memory grows with steps and layers, with prompts only by a few numbers per head.
+    """
+
+    means: dict[tuple[float, int], Evidence] = field(default_factory=dict)
+    counts: dict[tuple[float, int], int] = field(default_factory=dict)
+    # (concentrations (heads, 4), output share (heads,), how many) by (prompt, step, layer).
+    prompts: dict[tuple[str, float, int], tuple[np.ndarray, np.ndarray, int]] = field(default_factory=dict)
+
+    def add(self, prompt: str, step: float, layer: int, evidence: Evidence) -> None:
+        """Take evidence of one prompt (the mean of its samples) at one step and layer.
+
+        Raises EvidenceError if it is of another grid, tiling or number of heads than what was added before.
+        """
+        evidence = evidence.mean()
+        for other in list(self.means.values())[:1]:
+            # Checked before anything is changed.
+            running_mean(other, evidence, 0.0)
+        key = (float(step), int(layer))
+        count = self.counts[key] = self.counts.get(key, 0) + 1
+        known = self.means.get(key)
+        self.means[key] = evidence if known is None else running_mean(known, evidence, 1 / count)
+        found, share = concentrations(evidence)[0], evidence.share[0]
+        before, before_share, seen = self.prompts.get((prompt, *key), (found, share, 0))
+        weight = 1 / (seen + 1)
+        self.prompts[prompt, *key] = (
+            before + weight * (found - before),
+            before_share + weight * (share - before_share),
+            seen + 1,
+        )
+
+    @property
+    def steps(self) -> list[float]:
+        """Sigmas, from noise to video."""
+        return sorted({step for step, _ in self.means}, reverse=True)
+
+    @property
+    def layers(self) -> list[int]:
+        """Layers, ascending."""
+        return sorted({layer for _, layer in self.means})
+
+    def layer_means(self, step: float) -> list[Evidence]:
+        """Return the evidence of every layer at one step."""
+        return [self.means[key] for key in sorted(self.means) if key[0] == step]
+
+    def classes(self, step: float) -> np.ndarray:
+        """Return the families at one step, words ``(layers, heads)``."""
+        return np.array([families(concentrations(e)[0], e.share[0]) for e in self.layer_means(step)])
+
+    def dependence(self) -> PromptDependence:
+        """Return whether patterns depend on the prompt; raises EvidenceError where a prompt lacks a step or a layer."""
+        names = sorted({prompt for prompt, _, _ in self.prompts})
+        wanted = [(prompt, step, layer) for prompt in names for step in self.steps for layer in self.layers]
+        for key in wanted:
+            if key not in self.prompts:
+                raise EvidenceError(
+                    f"prompt '{key[0][:40]}' has no evidence at sigma {key[1]:g}, layer {key[2]}; "
+                    "measure the same steps and layers of every prompt."
+                )
+        shape = (len(names), len(self.steps), len(self.layers))
+        found = [self.prompts[key] for key in wanted]
+        features = np.array([each for each, _, _ in found])
+        words = np.array([families(each, share) for each, share, _ in found])
+        return prompt_dependence(features.reshape(*shape, *features.shape[1:]), words.reshape(*shape, -1))
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to one npz file, whole or not at all, and return its path; mass is kept in half precision
+        (a thousandth of it, far below what sampling rows leaves open). Raises EvidenceError."""
+        if not self.means:
+            raise EvidenceError("there is no evidence to save; measure some first.")
+        keys, people = sorted(self.means), sorted(self.prompts)
+        first = self.means[keys[0]]
+        facts = {
+            "kind": KIND,
+            "version": VERSION,
+            "grid": [*first.grid.shape, first.grid.prefix, first.grid.suffix],
+            "pieces": list(first.pieces),
+            "keys": [[*key, self.counts[key]] for key in keys],
+            "prompts": [[*key, self.prompts[key][2]] for key in people],
+        }
+        arrays = {
+            name: np.stack([getattr(self.means[key], name) for key in keys]).astype(
+                np.float32 if name in WIDE else np.float16
+            )
+            for name in (*MEASURED, *AREAS)
+        }
+        arrays["found"] = np.stack([self.prompts[key][0] for key in people])
+        arrays["share"] = np.stack([self.prompts[key][1] for key in people])
+        data = io.BytesIO()
+        np.savez_compressed(data, facts=np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8), **arrays)
+        return _write(Path(path), data.getvalue())
+
+    @staticmethod
+    def load(path: str | Path) -> Gathered:
+        """Return what ``save`` wrote; raises EvidenceError, one sentence that names the file, for anything else."""
+        path = Path(path)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return _read(json.loads(file["facts"].tobytes()), {name: file[name] for name in file.files})
+        except FileNotFoundError:
+            raise EvidenceError(f"there is no file {path}; check the path.") from None
+        except EvidenceError as error:
+            raise EvidenceError(f"{path.name}: {error}") from None
+        except OSError as error:
+            raise EvidenceError(f"{path.name} cannot be read ({error.strerror or 'it is no npz file'}).") from None
+        except (ValueError, KeyError, TypeError, AttributeError, EOFError, GridError, zipfile.BadZipFile):
+            raise EvidenceError(f"{path.name} is no head evidence or is damaged; measure it again.") from None
+
+
+def _read(facts: dict, arrays: dict[str, np.ndarray]) -> Gathered:
+    if facts["kind"] != KIND:
+        raise EvidenceError("this is no head evidence; choose a file that the search of head patterns wrote.")
+    if not isinstance(facts["version"], int) or facts["version"] > VERSION:
+        raise EvidenceError(
+            f"it is v{facts['version']} head evidence, this version reads v{VERSION}; update the node pack."
+        )
+    grid, pieces = TokenGrid(*facts["grid"]), tuple(facts["pieces"])
+    heads = arrays["entropy"].shape[2]
+    rings, tiles = arrays["area"].shape[2], arrays["area_tiles"].shape[1]
+    t, h, w = grid.shape
+    many = len(facts["keys"])
+    shapes = {
+        "frames": (many, 1, heads, 2, t, t),
+        "distance": (many, 1, heads, t, rings),
+        "down": (many, 1, heads, h),
+        "across": (many, 1, heads, w),
+        "tiles": (many, 1, heads, 2, tiles),
+        **{name: (many, 1, heads) for name in ("entropy", "peak", "power")},
+        "area": (many, t, rings),
+        "area_down": (many, h),
+        "area_across": (many, w),
+        "area_tiles": (many, tiles),
+        "found": (len(facts["prompts"]), heads, 4),
+        "share": (len(facts["prompts"]), heads),
+    }
+    if any(arrays[name].shape != shape for name, shape in shapes.items()):
+        raise EvidenceError("its arrays do not fit each other; the file is damaged, measure it again.")
+    gathered = Gathered()
+    for i, (step, layer, count) in enumerate(facts["keys"]):
+        parts = {name: arrays[name][i].astype(np.float64) for name in (*MEASURED, *AREAS)}
+        gathered.means[float(step), int(layer)] = Evidence(grid, pieces, **parts)
+        gathered.counts[float(step), int(layer)] = int(count)
+    for i, (prompt, step, layer, count) in enumerate(facts["prompts"]):
+        key = (str(prompt), float(step), int(layer))
+        gathered.prompts[key] = (arrays["found"][i], arrays["share"][i], int(count))
+    return gathered
+
+
+def _write(path: Path, data: bytes) -> Path:
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise EvidenceError(f"{path} cannot be written ({error.strerror or type(error).__name__}).") from None
+    return path
