@@ -14,7 +14,7 @@ import torch
 from .attention import attention_state
 from .config import ConfigError, RunConfig
 from .distributed import World
-from .fits import check_heads, check_teacher
+from .fits import check_heads, check_table, check_teacher
 from .model import WanTransformer3DModel, build, keep_full_precision, model_shape, starting_model
 from .parallel.shard import is_sharded, local_parameters, shard_model
 from .ramp import Ramp
@@ -45,6 +45,7 @@ def assemble(
         model, weights = _announced(config.model.path)
     elif model is None:
         model = starting_model(config.model, config.seed)
+    check_table(config.attention.table, model_shape(model))
     model.train()
     keep_full_precision(model)
     teacher, teacher_weights = _teacher_model(config, model, weights)

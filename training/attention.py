@@ -38,12 +38,15 @@ def _wan_processor() -> type:
 
 # What a layer holds outside a step.
 _OUTSIDE = "outside"
+# Branches of guidance, as head tables number them.
+PROMPT, NEGATIVE = 0, 1
 
 
 class StepState:
     """The plan per layer that a model's self-attention follows until the step is left.
 
-    Every layer is handed its plan on entry, so that compiled blocks only read it.
+    Every layer is handed its plan on entry, so that compiled blocks only read it. ``layers`` are the attentions of the
+    blocks, ``heads`` all heads of each; with a ``group`` this process computes its share of them.
     """
 
     def __init__(self, heads: int, layers: Sequence[torch.nn.Module]) -> None:
@@ -52,24 +55,37 @@ class StepState:
         self.group: SequenceGroup | None = None
         self._layers = list(layers)
         self._sigma: float | None = None
+        self._seen: torch.Tensor | None = None
+        self._calls = 0
 
     @contextlib.contextmanager
-    def step(self, attention: SparseAttention, sigma: float, latent_shape: Sequence[int]) -> Iterator[None]:
-        """Hold the plan of this sigma and grid for everything inside, forward and backward.
+    def step(
+        self,
+        attention: SparseAttention,
+        sigma: float,
+        latent_shape: Sequence[int],
+        branch: int | Sequence[int] = PROMPT,
+    ) -> Iterator[None]:
+        """Hold the plans of this sigma and grid for everything inside, forward and backward.
 
-        Raises RuntimeError when a step is entered inside another one: a recompute would read the wrong plan.
+        ``branch`` is PROMPT or NEGATIVE, of all samples or of each: a head table may tell them apart. Layers that the
+        table does not know are dense. Raises RuntimeError when a step is entered inside another one: a recompute would
+        read the wrong plan; ValueError, one sentence, for a table of a model with another number of heads.
         """
         if self._sigma is not None:
             raise RuntimeError(
                 f"an attention step at sigma {self._sigma:g} is still open; leave it (after backward) "
                 f"before entering sigma {sigma:g}"
             )
-        grid = latent_grid(latent_shape)
-        shared = 1 if self.group is None else self.group.size
-        plans = attention.plans(grid, self.heads // shared)
+        grid, table, count = latent_grid(latent_shape), attention.heads, len(self._layers)
+        if table is not None and table.heads != self.heads:
+            raise ValueError(table.misfit(count, self.heads))
+        rank, shared = (0, 1) if self.group is None else (self.group.rank, self.group.size)
+        plans = attention.plans(grid, self.heads // shared, rank * (self.heads // shared))
         device = self.device or next(self._layers[0].parameters()).device
-        per_layer = [None if plans is None else plans.at(float(sigma), i, device) for i, _ in enumerate(self._layers)]
-        self._sigma = float(sigma)
+        branches = (branch,) if isinstance(branch, int) else tuple(branch)
+        per_layer = [None] * count if plans is None else plans.layers(float(sigma), count, device, branches)
+        self._sigma, self._seen, self._calls = float(sigma), None, 0
         try:
             for layer, plan in zip(self._layers, per_layer):
                 layer.processor.plan, layer.processor.backend = plan, attention.backend
@@ -79,6 +95,18 @@ class StepState:
             self._sigma = None
             for layer in self._layers:
                 layer.processor.plan = _OUTSIDE
+
+    @property
+    def online_density(self) -> float | None:
+        """The mean density that online selectors came to in the last step, over its calls, samples and the heads of
+        this process; None where none decided, or compiled blocks did. Reading it waits for the device."""
+        return None if self._seen is None else float(self._seen) / self._calls
+
+    def note(self, density: torch.Tensor) -> None:
+        """Take note of what one call came to; a recomputed call counts again, as all of its step do."""
+        density = density.detach()
+        self._seen = density if self._seen is None else self._seen + density
+        self._calls += 1
 
 
 class SelfAttention(_wan_processor()):  # type: ignore[misc]
@@ -112,7 +140,11 @@ class SelfAttention(_wan_processor()):  # type: ignore[misc]
         else:
             # The op chooses its own precisions: autocast inside it would change them.
             with torch.autocast(q.device.type, enabled=False):
-                out = fps_attention(q, k, v, plan, backend=self.backend)
+                lists = plan.lists_for(q, k, v)
+                # A compiled block must not change what is outside of it.
+                if lists.density is not None and not torch.compiler.is_compiling():
+                    self.state.note(lists.density)
+                out = fps_attention(q, k, v, plan, backend=self.backend, lists=lists)
         if group is not None:
             out = group.to_tokens(out, self.tokens)
         return attn.to_out[1](attn.to_out[0](out.flatten(2)))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationInfo, model_validator
 
 from ..kernels.attention import BACKENDS
+from ..kernels.checkpoint import HeaderError, read_header
+from ..kernels.head_table import HeadTable, HeadTableError, read_head_table
 from ..kernels.presets import PRESETS, preset
 from ..kernels.schedule import Schedule, ScheduleError
 from .data.settings import Count, DataConfig, Pair, Place, Positive, Seed, Share, Threads, as_tuple
@@ -78,34 +81,54 @@ class AttentionSection(Section):
     """What self-attention does along the trajectory."""
 
     schedule: str = "dense"
+    heads: Place | None = None
+    """The head table (JSON) of a schedule that says 'heads'; None: the one that model.path carries."""
     slots: Positive = 64
     tile: Triple | None = None
     smooth_k: bool = True
     backend: str = "auto"
+    _table: HeadTable | None = PrivateAttr(None)
 
     @model_validator(mode="after")
-    def _usable(self) -> AttentionSection:
+    def _usable(self, info: ValidationInfo) -> AttentionSection:
         if self.backend not in BACKENDS:
             raise ValueError(f"backend is '{self.backend}', it must be one of {', '.join(BACKENDS)}")
         if self.tile is not None and self.tile[0] * self.tile[1] * self.tile[2] > self.slots:
             t, h, w = self.tile
             raise ValueError(f"tile {t} x {h} x {w} has {t * h * w} tokens but slots is {self.slots}; raise slots")
         try:
-            self.resolved()
+            schedule = self.parsed()
         except ScheduleError as error:
             raise ValueError(f"schedule: {error}") from None
+        if self.heads is not None:
+            if not schedule.uses_heads:
+                raise ValueError(
+                    f"heads names {self.heads}, but the schedule never says 'heads'; write it where the table shall be "
+                    "used ('0 fp8 x1 heads'), or remove attention.heads"
+                )
+            try:
+                self._table = _given(info) or read_head_table(self.heads)
+            except HeadTableError as error:
+                raise ValueError(f"heads: {error}") from None
         return self
 
+    @property
+    def table(self) -> HeadTable | None:
+        """The head table, as it was when the configuration was read; None where the schedule uses none."""
+        return self._table if self.parsed().uses_heads else None
+
     def resolved(self) -> SparseAttention:
-        """Return the attention with its schedule parsed; a single word is a preset's name."""
+        """Return the attention with its schedule parsed and its head table."""
+        return SparseAttention(self.parsed(), self.slots, self.tile, self.smooth_k, self.backend, self.table)
+
+    def parsed(self) -> Schedule:
+        """Return the schedule; a single word is a preset's name. Raises ScheduleError."""
         text = self.schedule.strip()
         if text and not re.search(r"[\s{\[]", text):
             if text not in PRESETS:
                 raise ScheduleError(f"there is no preset '{text}'{_close(text)}; presets: {', '.join(PRESETS)}")
-            schedule = preset(text)
-        else:
-            schedule = Schedule.parse(self.schedule)
-        return SparseAttention(schedule, self.slots, self.tile, self.smooth_k, self.backend)
+            return preset(text)
+        return Schedule.parse(self.schedule)
 
 
 class OptimSection(Section):
@@ -322,7 +345,9 @@ class RunConfig(Section):
     output: OutputSection
 
     @model_validator(mode="after")
-    def _consistent(self) -> RunConfig:
+    def _consistent(self, info: ValidationInfo) -> RunConfig:
+        if self.attention.table is None and self.attention.parsed().uses_heads:
+            self.attention._table = _given(info) or _carried(self.model)
         if self.lora is not None and self.fp8_linears is not None:
             raise ValueError("lora and fp8_linears exclude each other; remove one of the two sections")
         if self.optim.decay == "plateau" and not self.validation.every:
@@ -330,6 +355,26 @@ class RunConfig(Section):
         if self.lora is not None and self.output.dtype == "fp8":
             raise ValueError("output.dtype is 'fp8' but a LoRA is exported in bf16 or fp32; set one of these")
         return self
+
+
+def _given(info: ValidationInfo) -> HeadTable | None:
+    """Return the head table that stands for the file: that of a saved state."""
+    return (info.context or {}).get("heads")
+
+
+def _carried(model: ModelSection) -> HeadTable:
+    """Return the head table in the header of the model's file; raises ValueError, one sentence."""
+    missing = "attention.schedule says 'heads', but there is no head table; set attention.heads to its JSON file"
+    if model.path is None:
+        raise ValueError(missing)
+    path = Path(model.path)
+    try:
+        header = read_header(path) if path.is_file() else None
+    except HeaderError as error:
+        raise ValueError(f"{missing} (model.path: {error})") from None
+    if header is None or header.heads is None:
+        raise ValueError(f"{missing}, or model.path to a file that carries one ({path.name} does not)")
+    return header.heads
 
 
 def _close(word: str) -> str:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ValidationError
 
+from ..kernels.head_table import HeadTable
 from .config import ConfigError, RunConfig
 
 if sys.version_info >= (3, 11):
@@ -49,14 +50,17 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     return check_config(table, str(path), overrides)
 
 
-def check_config(table: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> RunConfig:
+def check_config(
+    table: dict[str, Any], source: str, overrides: Sequence[str] = (), *, heads: HeadTable | None = None
+) -> RunConfig:
     """Return the configuration that a nested dict says, changed by ``a.b=value`` overrides.
 
+    ``heads`` is the head table that a saved state holds: the file of ``attention.heads`` may be gone by now.
     Raises ConfigError with one sentence that begins with what is at fault: the source, or an override.
     """
     keys = [_override(table, override) for override in overrides]
     try:
-        return RunConfig.model_validate(_expand(table, source))
+        return RunConfig.model_validate(_expand(table, source), context={"heads": heads})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = tuple(map(str, first["loc"]))
@@ -79,7 +83,8 @@ def with_changes(config: RunConfig, **changes: Any) -> RunConfig:
             node.pop(last, None)
         else:
             node[last] = value
-    return check_config(table, "configuration")
+    kept = config.attention.heads is not None and "attention__heads" not in changes
+    return check_config(table, "configuration", heads=config.attention.table if kept else None)
 
 
 def as_override(key: str, value: Any) -> str:

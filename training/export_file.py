@@ -45,6 +45,7 @@ def header_of(attention: SparseAttention, grid: TokenGrid | None, base_sha256: s
         base_sha256=base_sha256,
         trainer=TRAINER,
         step=step,
+        heads=attention.heads,
     )
 
 

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from ..kernels.checkpoint import write_checkpoint
+from ..kernels.head_table import HeadTableError
 from .config import RunConfig
 from .config_file import check_config
 from .export_file import base_hash, header_of
 from .names import WanShape, block_count, original_names, shape_of
 from .prepare import data_grid
+from .same_run import saved_table
 from .state import MANIFEST, SnapshotError, check_complete, find_latest, load_tensors
 from .weights.write import write_model
 
@@ -118,4 +120,8 @@ def group_sizes(step_dir: Path, group: str) -> dict[str, tuple[int, ...]]:
 def _config(manifest: dict[str, Any], source: Path) -> RunConfig:
     if not isinstance(manifest.get("config"), dict):
         raise SnapshotError(f"{source}: its {MANIFEST} holds no configuration; it cannot be exported")
-    return check_config(manifest["config"], f"{source}/{MANIFEST}")
+    try:
+        table = saved_table(manifest)
+    except HeadTableError as error:
+        raise SnapshotError(f"{source}/{MANIFEST}: its head table: {error}") from None
+    return check_config(manifest["config"], f"{source}/{MANIFEST}", heads=table)

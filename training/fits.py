@@ -10,6 +10,7 @@ from .config import ConfigError
 from .names import HEAD_DIM, KINDS, ModelError, WanShape, read_shape
 
 if TYPE_CHECKING:
+    from ..kernels.head_table import HeadTable
     from .config import Fp8LinearsSection, RunConfig
 
 _NAMED = {
@@ -22,6 +23,7 @@ _NAMED = {
 def check_fits(config: RunConfig, shape: WanShape) -> None:
     """Refuse what a model of this shape cannot do; raises ModelError or ConfigError with one sentence."""
     _check_condition(config, shape)
+    check_table(config.attention.table, shape)
     check_heads(config.parallel.sequence, shape.heads)
     if config.lora is not None:
         check_targets(config.lora.targets, block_linears(shape))
@@ -70,6 +72,13 @@ def check_heads(sequence: int, heads: int) -> None:
             f"parallel.sequence is {sequence}, but the model has {heads} heads of {HEAD_DIM}; "
             f"choose a divisor of {heads}"
         )
+
+
+def check_table(table: HeadTable | None, shape: WanShape) -> None:
+    """Refuse a head table of another model; raises ConfigError."""
+    problem = None if table is None else table.misfit(shape.layers, shape.heads)
+    if problem is not None:
+        raise ConfigError(f"attention.heads: {problem}")
 
 
 def check_teacher(path: str | None, teacher: WanShape, shape: WanShape) -> None:

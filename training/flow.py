@@ -71,6 +71,8 @@ class Draw:
     sigma: float
     condition: torch.Tensor | None = None
     image: torch.Tensor | None = None
+    dropped: bool = False
+    """Whether its text was replaced by that of no text."""
 
 
 def sample_sigma(flow: Flow, seed: int, epoch: int, index: int, part: tuple[int, int] | None = None) -> float:
@@ -112,7 +114,7 @@ def draw(
     noise = torch.randn(latent.shape, generator=generator)
     if dropped:
         text = torch.zeros_like(text) if empty_text is None else empty_text
-    return Draw(latent, text, noise, sigma, sample.get("condition"), sample.get("image"))
+    return Draw(latent, text, noise, sigma, sample.get("condition"), sample.get("image"), dropped)
 
 
 def noisy(latent: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

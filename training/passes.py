@@ -1,8 +1,9 @@
 """Which samples a step takes, and in which forward passes of which process.
 
 Everything here follows from (seed, step) and the data, so every process computes the same answer and none has to ask.
-A pass holds samples of one phase and one size, because a forward runs one plan. Sharded weights are gathered by all
-processes together, so each gets the same number of passes, and passes of like cost run at the same time.
+A pass holds samples of one phase, one band of the head table and one size, because a forward runs one plan. Sharded
+weights are gathered by all processes together, so each gets the same number of passes, and passes of like cost run at
+the same time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .sparse import SparseAttention
 
 @dataclass(frozen=True)
 class Place:
-    """One sample of a step: which, at which noise level, in which phase, of which size."""
+    """One sample of a step: which, at which noise level, in which phase, of which size, in which band of a table."""
 
     place: int
     epoch: int
@@ -29,6 +30,7 @@ class Place:
     sigma: float
     phase: int
     bucket: Hashable
+    band: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ def step_places(config: RunConfig, step: int, data: Sequence[Any], attention: Sp
     for place, ((epoch, index), part) in enumerate(zip(pairs, parts, strict=True)):
         sigma = sample_sigma(flow, config.seed, epoch, index, part)
         bucket = bucket_of(data, index)
-        places.append(Place(place, epoch, index, part, sigma, attention.phase(sigma), bucket))
+        phase, band = attention.part(sigma)
+        places.append(Place(place, epoch, index, part, sigma, phase, bucket, band))
     return places
 
 
@@ -60,7 +63,7 @@ def deal(
     size = min(batch, math.ceil(len(places) / processes))
     groups: dict[Any, list[Place]] = {}
     for place in places:
-        groups.setdefault((place.phase, place.bucket), []).append(place)
+        groups.setdefault((place.phase, place.band, place.bucket), []).append(place)
     passes = [Pass(tuple(g[i : i + size])) for g in groups.values() for i in range(0, len(g), size)]
     if processes == 1:
         return [passes]

@@ -137,6 +137,7 @@ class Saver:
             "plateau": None if plateau is None else plateau.state_dict(),
             "torch": torch.__version__,
             "base": self._base,
+            "heads": None if self.config.attention.table is None else self.config.attention.table.to_json(),
             "data": self.data,
             "config": self.config.model_dump(mode="json"),
         }

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..kernels.head_table import HeadTable, HeadTableError
 from .config import ConfigError, RunConfig
 from .files import fingerprint
 from .state import SnapshotError
@@ -34,12 +35,21 @@ def base_of(config: RunConfig) -> str | None:
     return fingerprint(path) if path is not None and Path(path).exists() else None
 
 
+def saved_table(manifest: Mapping[str, Any]) -> HeadTable | None:
+    """Return the head table of the run that wrote a state, None if it had none; raises HeadTableError."""
+    text = manifest.get("heads")
+    return None if text is None else HeadTable.from_json(str(text))
+
+
 def check_same_run(manifest: Mapping[str, Any], config: RunConfig, base: str | None, path: Path) -> None:
     """Raise ConfigError, naming all differences in one sentence, if the state is another run's."""
     then, now = _flat(manifest["config"]), _flat(config.model_dump(mode="json"))
     free = set(FREE)
     if manifest["base"] == base and base is not None:
         free.add("model.path")  # the same weights in another place
+    table, other_table = config.attention.table, _other_table(manifest, config)
+    if table is not None and other_table is None:
+        free.add("attention.heads")  # the same patterns in another place
     if manifest["global_batch"] == config.optim.samples:
         free |= {"optim.batch", "optim.global_batch"}
     differences = []
@@ -53,12 +63,25 @@ def check_same_run(manifest: Mapping[str, Any], config: RunConfig, base: str | N
         differences.append(f"{key} is {_short(after)} (was {_short(before)})")
     if None not in (base, manifest["base"]) and base != manifest["base"]:
         differences.append(f"model.path {config.model.path} holds other weights than the run started from")
+    if other_table is not None:
+        differences.append(other_table)
     if differences:
         more = f" and {len(differences) - MOST} more" if len(differences) > MOST else ""
         raise ConfigError(
             f"{path} was written by another run: {'; '.join(differences[:MOST])}{more}; "
             "set this back, or start a new run in another checkpoint.dir"
         )
+
+
+def _other_table(manifest: Mapping[str, Any], config: RunConfig) -> str | None:
+    """Return what to say where both runs have a head table and they choose other patterns."""
+    try:
+        before, now = saved_table(manifest), config.attention.table
+    except HeadTableError:
+        return "the head table in it is damaged"
+    if before is None or now is None or before.digest == now.digest:
+        return None
+    return f"the head table {config.attention.heads or 'of model.path'} has other patterns than the run started with"
 
 
 def check_same_tensors(

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ..kernels.outlook import sampler_sigmas
-from .attention import attention_state, compute_device
+from .attention import NEGATIVE, PROMPT, attention_state, compute_device
 from .model import WanTransformer3DModel, autocast
 from .sparse import DENSE, SparseAttention, latent_grid
 from .step import model_inputs
@@ -36,7 +36,8 @@ def sample(
     progress: str | None = None,
     on_step: Callable[[], object] | None = None,
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-    """Return latents (len(seeds), *shape) and per step what ran: sigma, phase, density.
+    """Return latents (len(seeds), *shape) and per step what ran: sigma, phase, density (of what is decided while
+    sampling: measured, None in compiled blocks).
 
     ``shape`` is (16, T, H, W), ``text`` (L, D) conditions every seed; with ``cfg`` other than 1 the model also runs on
     ``negative`` (zeros if None). Image-to-video models also take ``condition`` (20, T, H, W) and ``image`` (tokens,
@@ -46,7 +47,7 @@ def sample(
     """
     device = compute_device(model)
     state, training = attention_state(model), model.training
-    plans = attention.plans(latent_grid(shape), state.heads)
+    grid, guided = latent_grid(shape), cfg != 1.0
     noise = [torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     x = torch.cat(noise).to(device)
     empty = torch.zeros_like(text) if negative is None else negative
@@ -57,14 +58,20 @@ def sample(
         bar = tqdm(pairwise(sigmas), desc=progress, total=steps, disable=progress is None, unit="step")
         for sigma, following in bar:
             level = torch.full((len(seeds),), sigma, device=device)
-            with state.step(attention, sigma, shape), autocast(device, dtype):
-                velocity = model(*model_inputs(x, level, [text] * len(seeds), *given), return_dict=False)[0].float()
-                if cfg != 1.0:
-                    inputs = model_inputs(x, level, [empty] * len(seeds), *given)
-                    without = model(*inputs, return_dict=False)[0].float()
-                    velocity = without + cfg * (velocity - without)
+            velocities, measured = [], []
+            with autocast(device, dtype):  # around both, which share the weights that it casts
+                for branch, words in ((PROMPT, text), (NEGATIVE, empty))[: 2 if guided else 1]:
+                    inputs = model_inputs(x, level, [words] * len(seeds), *given)
+                    with state.step(attention, sigma, shape, branch):
+                        velocities.append(model(*inputs, return_dict=False)[0].float())
+                    measured.append(state.online_density)
+            velocity = velocities[0]
+            if guided:
+                velocity = velocities[1] + cfg * (velocities[0] - velocities[1])
             x = x + velocity * (following - sigma)
-            density = 1.0 if plans is None else plans.density(sigma)
+            density = attention.density(grid, sigma, 0.5 if guided else 0.0)
+            if density is None and None not in measured:
+                density = sum(measured) / len(measured)
             if on_step is not None:
                 on_step()
             report.append({"sigma": sigma, "phase": attention.phase(sigma), "density": density})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from .attention import attention_state
+from .attention import NEGATIVE, PROMPT, attention_state
 from .config import RunConfig
 from .distributed import World
 from .failures import NonFiniteError
@@ -63,7 +63,11 @@ class Training:
 def plan_step(run: Training, step: int, data: Sequence[Any]) -> tuple[list[Place], list[Pass]]:
     """Return all samples of a step, and the passes that this process makes of them."""
     places = step_places(run.config, step, data, run.attention)
-    dealt = deal(places, run.config.optim.batch, run.world.data_size, lambda place: _work(run, step, place)[1])
+
+    def cost(place: Place) -> float:
+        return _work(run, place, _density(run, step, place))
+
+    dealt = deal(places, run.config.optim.batch, run.world.data_size, cost)
     return places, dealt[run.world.data_rank]
 
 
@@ -77,8 +81,8 @@ def train_step(run: Training, places: list[Place], passes: list[Pass], samples: 
     rate = config.optim.rate(run.step) * (run.plateau.factor if run.plateau is not None else 1.0)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    # Per sample: the loss that is trained on, and the flow-matching part of it.
-    losses = torch.zeros(2, len(places), dtype=torch.float64)
+    # Per sample: the loss that is trained on, the flow-matching part of it, and the density that was decided online.
+    found = torch.zeros(3, len(places), dtype=torch.float64)
     waiting = iter(samples)
     for one in passes:
         draws = [
@@ -86,12 +90,17 @@ def train_step(run: Training, places: list[Place], passes: list[Pass], samples: 
                  config.flow.text_dropout, run.empty_text, place.part)
             for place in one.places
         ]  # fmt: skip
-        found = forward_backward(run, draws, len(places), counts=one.counts)
-        if one.counts and world.sequence_rank == 0:
-            losses[:, [place.place for place in one.places]] = found
-    losses = losses.float().to(run.device)
-    world.sum_([losses])
-    per_sample = losses.cpu().double()
+        losses = forward_backward(run, draws, len(places), counts=one.counts)
+        if one.counts:
+            mine = [place.place for place in one.places]
+            if world.sequence_rank == 0:
+                found[:2, mine] = losses
+            # Processes that share a sample have heads of their own.
+            online = attention_state(run.model).online_density
+            found[2, mine] = (float("nan") if online is None else online) / world.sequence_size
+    found = found.float().to(run.device)
+    world.sum_([found])
+    per_sample, online = found[:2].cpu().double(), found[2].tolist()
     total, flow = (float(row.mean()) for row in per_sample)
     parameters = [parameter for parameter in run.model.parameters() if parameter.grad is not None]
     norms = _block_norms(run) if run.step % BLOCK_NORMS_EVERY == 0 else None
@@ -112,7 +121,7 @@ def train_step(run: Training, places: list[Place], passes: list[Pass], samples: 
         "sigma": [round(place.sigma, 5) for place in places],
         "phase": [place.phase for place in places],
         "losses": [round(value, 6) for value in per_sample[0].tolist()] if finite else None,
-        **_account(run, places),
+        **_account(run, places, online),
         "memory": peak_memory(run.device),
         "skipped": run.skipped + (not finite),
         "seconds": round(time.monotonic() - start, 4),
@@ -130,7 +139,8 @@ def train_step(run: Training, places: list[Place], passes: list[Pass], samples: 
 def forward_backward(run: Training, draws: Sequence[Draw], whole: int, *, counts: bool = True) -> Tensor:
     """Add the gradient of these samples' loss over ``whole`` to the model.
 
-    The samples have one phase and one size. Returns (2, samples): the loss of each, and its flow-matching part. With
+    The samples have one phase, band and size; those without their text take a head table's patterns of the negative
+    prompt, which is what they are trained for. Returns (2, samples): the loss of each, and its flow-matching part. With
     ``counts`` False the gradient is zero.
     """
     config, device = run.config, run.device
@@ -142,7 +152,8 @@ def forward_backward(run: Training, draws: Sequence[Draw], whole: int, *, counts
     )  # fmt: skip
     at = draws[0].sigma
     target = run.teacher.velocity(inputs, at, latent.shape) if run.teacher is not None else None
-    with attention_state(run.model).step(run.attention_at(run.step, latent.shape), at, latent.shape):
+    branches = [NEGATIVE if one.dropped else PROMPT for one in draws]
+    with attention_state(run.model).step(run.attention_at(run.step, latent.shape), at, latent.shape, branches):
         with autocast(device, config.dtype):
             out = run.model(*inputs, return_dict=False)[0]
         flow = velocity_loss(out, latent, noise)
@@ -188,21 +199,27 @@ def _stack(tensors: Sequence[Tensor | None], device: torch.device) -> Tensor | N
     return None if tensors[0] is None else torch.stack([x.float() for x in tensors]).to(device)
 
 
-def _work(run: Training, step: int, place: Place) -> tuple[float, float, int]:
-    """Return the density of a sample's attention at a step, the FLOPs that it takes, and its tokens."""
-    grid = latent_grid(place.bucket)
-    plans = run.attention_at(step, place.bucket).plans(grid, run.model.config.num_attention_heads)
-    density = 1.0 if plans is None else plans.density(place.sigma)
-    density = 1.0 if density is None else density
-    return density, WITH_BACKWARD * forward_flops(model_shape(run.model), grid.video, density), grid.video
+def _density(run: Training, step: int, place: Place) -> float | None:
+    """Return the density of a sample's attention at a step, of both branches as often as texts are dropped."""
+    attention, dropped = run.attention_at(step, place.bucket), run.config.flow.text_dropout
+    return attention.density(latent_grid(place.bucket), place.sigma, dropped)
 
 
-def _account(run: Training, places: Sequence[Place]) -> dict[str, Any]:
-    work = [_work(run, run.step, place) for place in places]
+def _work(run: Training, place: Place, density: float | None) -> float:
+    """Return the FLOPs that a sample takes; what is decided online counts as dense where nobody knows it."""
+    tokens = latent_grid(place.bucket).video
+    return WITH_BACKWARD * forward_flops(model_shape(run.model), tokens, 1.0 if density is None else density)
+
+
+def _account(run: Training, places: Sequence[Place], online: Sequence[float]) -> dict[str, Any]:
+    """Return density, FLOPs and tokens of a step; ``online`` has what was decided in it, NaN where nothing was."""
+    densities = [_density(run, run.step, place) for place in places]
+    told = [None if math.isnan(now) else now for now in online]
+    densities = [now if before is None else before for before, now in zip(densities, told, strict=True)]
     return {
-        "density": sum(density for density, _, _ in work) / len(work),
-        "flops": sum(flops for _, flops, _ in work),
-        "tokens": sum(tokens for _, _, tokens in work),
+        "density": None if None in densities else sum(densities) / len(densities),
+        "flops": sum(_work(run, place, density) for place, density in zip(places, densities, strict=True)),
+        "tokens": sum(latent_grid(place.bucket).video for place in places),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,18 +14,20 @@ from .attention import attention_state, compute_device
 from .distributed import World
 from .flow import noisy, sample_generator, velocity_loss
 from .model import WanTransformer3DModel, autocast
-from .sparse import DENSE, SparseAttention
+from .sparse import DENSE, SparseAttention, latent_grid
 from .step import model_inputs
 
 
 @dataclass(frozen=True)
 class Validation:
-    """A validation loss: the mean over latents and sigmas, and the mean per sigma."""
+    """A validation loss: the mean over latents and sigmas, and the mean per sigma; the mean density of its attention,
+    None where it was decided in compiled blocks."""
 
     loss: float
     per_sigma: dict[float, float]
     latents: int
     seconds: float
+    density: float | None = None
 
 
 @torch.no_grad()
@@ -49,8 +52,9 @@ def validate(
         raise ValueError("validation has no samples; give the validation part of the data more clips or frames")
     start, world, device = time.monotonic(), world or World(), compute_device(model)
     state, training = attention_state(model), model.training
-    # The last place counts samples: processes that share a sample (sequence parallelism) count it more than once.
-    sums = torch.zeros(len(sigmas) + 1, dtype=torch.float64, device=device)
+    # The last places sum densities and count samples: processes that share a sample (sequence parallelism) count it
+    # more than once.
+    sums = torch.zeros(len(sigmas) + 2, dtype=torch.float64, device=device)
     model.eval()
     try:
         for chunk, weight in _share(samples, batch, world):
@@ -70,12 +74,16 @@ def validate(
                     out = model(*inputs, return_dict=False)[0]
                 losses = velocity_loss(out, latent.to(device), noise.to(device))
                 sums[index] += weight * losses.double().sum()
+                density = attention.density(latent_grid(latent.shape), float(sigma))
+                density = state.online_density if density is None else density
+                sums[-2] += weight * len(chunk) * (float("nan") if density is None else density)
     finally:
         model.train(training)
     world.sum_([sums])
-    means = (sums[:-1] / sums[-1]).tolist()
+    *means, density = (sums[:-1] / sums[-1]).tolist()
+    density = None if math.isnan(density) else density / len(sigmas)
     per_sigma = {float(sigma): mean for sigma, mean in zip(sigmas, means, strict=True)}
-    return Validation(sum(means) / len(means), per_sigma, len(samples), time.monotonic() - start)
+    return Validation(sum(means) / len(means), per_sigma, len(samples), time.monotonic() - start, density)
 
 
 def stacked(samples: Sequence[dict[str, Any]], key: str, device: torch.device) -> torch.Tensor | None:

@@ -34,7 +34,7 @@ def model(make_config):
 def test_shares_of_three_processes_add_up_to_one(model, samples, make_config):
     attention = make_config().attention.resolved()
     alone = validate(model, samples, sigmas=(0.95, 0.4), attention=attention, batch=2)
-    sums, forwards = torch.zeros(3, dtype=torch.float64), []
+    sums, forwards = torch.zeros(4, dtype=torch.float64), []
     for rank in range(3):
         world = Share(rank=rank, size=3)
         world.__dict__["most"] = 1
@@ -43,7 +43,8 @@ def test_shares_of_three_processes_add_up_to_one(model, samples, make_config):
         sums += world.__dict__["seen"][0]
     assert forwards == [1, 1, 1]
     assert sums[-1] == 5
-    assert (sums[:-1] / sums[-1]).tolist() == pytest.approx([alone.per_sigma[0.95], alone.per_sigma[0.4]], rel=1e-6)
+    assert float(sums[-2] / sums[-1] / 2) == pytest.approx(alone.density, rel=1e-12)
+    assert (sums[:-2] / sums[-1]).tolist() == pytest.approx([alone.per_sigma[0.95], alone.per_sigma[0.4]], rel=1e-6)
 
 
 def test_processes_without_a_sample_run_as_many_forwards_as_the_others(samples):
