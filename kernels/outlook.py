@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .grid import GridError, TokenGrid
-from .plan import plans_for
+from .head_table import HeadTable
+from .plan import step_densities
 from .schedule import Schedule
 
 # Wan's VAEs: 4 frames a latent frame; 8 pixels a latent pixel (16 for Wan2.2 5B), and 2 x 2 of those are a token.
@@ -21,7 +22,8 @@ MAX_TOKENS = 2_000_000
 
 @dataclass(frozen=True)
 class StepOutlook:
-    """One step of a run; ``density`` is 1.0 when dense and None where a selector decides while sampling."""
+    """One step of a run; ``density`` is 1.0 when dense and None where a selector decides while sampling, or a head table
+    that is not given."""
 
     index: int
     sigma: float
@@ -63,11 +65,12 @@ def step_outlooks(
     *,
     slots: int = 64,
     tile: tuple[int, int, int] | None = None,
+    table: HeadTable | None = None,
 ) -> list[StepOutlook]:
     """Return every step of a run whose steps start at ``sigmas`` (without the final zero)."""
-    plans = plans_for(schedule, grid, 1, slots=slots, tile=tile)
+    densities = step_densities(schedule, grid, list(sigmas), slots=slots, tile=tile, table=table)
     steps = []
-    for index, sigma in enumerate(sigmas):
+    for index, (sigma, density) in enumerate(zip(sigmas, densities)):
         phase, what = schedule.at(sigma)
-        steps.append(StepOutlook(index, sigma, phase, what.attention, plans.density(float(sigma))))
+        steps.append(StepOutlook(index, sigma, phase, what.attention, density))
     return steps

@@ -6,12 +6,14 @@ from typing import Any
 
 from comfy_api.v0_0_2 import ComfyExtension, io, ui
 
-__all__ = ["CATEGORY", "ComfyExtension", "FpsSchedule", "io", "progress", "show_text", "ui"]
+__all__ = ["CATEGORY", "ComfyExtension", "FpsHeads", "FpsSchedule", "io", "progress", "show_text", "ui"]
 
 CATEGORY = "model/patch/FPSAttention"
 
 # What travels over this socket is a kernels.schedule.Schedule.
 FpsSchedule = io.Custom("FPS_SCHEDULE")
+# And over this one a kernels.head_table.HeadTable.
+FpsHeads = io.Custom("FPS_HEADS")
 
 
 def show_text(node_id: str | None, text: str) -> None:

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..kernels.attention import BACKENDS
+from ..kernels.head_table import HeadTable, HeadTableError
 from ..kernels.schedule import Schedule, ScheduleError
-from ._api import CATEGORY, FpsSchedule, io
+from ._api import CATEGORY, FpsHeads, FpsSchedule, io
 from .dense_blocks import DenseBlocksError, parse_blocks
 from .model_input import diffusion_model_of
 from .patch import apply_patch
@@ -64,6 +65,15 @@ class FPSAttentionApply(io.ComfyNode):
                         "file carries none."
                     ),
                 ),
+                FpsHeads.Input(
+                    "heads",
+                    optional=True,
+                    tooltip=(
+                        "A head table from Load Head Patterns: where the schedule says heads, every head of every "
+                        "layer takes its own pattern from it. Without a schedule the table's own runs. Not connected: "
+                        "the table in the model file, where it carries one."
+                    ),
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -85,11 +95,14 @@ class FPSAttentionApply(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, model: Any, backend: str, schedule: Any = None, dense_blocks: str = "") -> io.NodeOutput:
-        """Return the patched clone; raises ScheduleError, DenseBlocksError, HeaderError, PatchError or BackendError."""
+    def execute(
+        cls, model: Any, backend: str, schedule: Any = None, dense_blocks: str = "", heads: Any = None
+    ) -> io.NodeOutput:
+        """Return the patched clone; raises ScheduleError, DenseBlocksError, HeaderError, HeadTableError, SelectorError,
+        PatchError or BackendError, each with one sentence."""
         diffusion_model_of(model)
         blocks = parse_blocks("" if dense_blocks is None else dense_blocks)
-        settings = choose_settings(file_header(model), as_schedule(schedule), backend)
+        settings = choose_settings(file_header(model), as_schedule(schedule), backend, as_heads(heads))
         settings = replace(settings, dense_blocks=blocks)
         return io.NodeOutput(apply_patch(model, settings))
 
@@ -101,3 +114,12 @@ def as_schedule(value: Any) -> Schedule | None:
     if not isinstance(value, str):
         raise ScheduleError(f"a schedule is text or comes from FPSAttention Schedule, got {type(value).__name__}.")
     return parse_schedule(value) if value.strip() else None
+
+
+def as_heads(value: Any) -> HeadTable | None:
+    """Return ``value`` as a head table, nothing as None; raises HeadTableError for anything else."""
+    if value is None or isinstance(value, HeadTable):
+        return value
+    raise HeadTableError(
+        f"the input 'heads' got {type(value).__name__}, which is no head table; connect Load Head Patterns."
+    )

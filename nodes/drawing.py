@@ -14,6 +14,8 @@ GRID = (222, 222, 218)
 # Okabe and Ito's colors: told apart by color-blind readers as well.
 COLORS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0))
 _HATCH = 8
+# From paper to the darkest of a single hue: brightness alone tells the order.
+DARKEST = (8, 48, 107)
 
 Box = tuple[float, float, float, float]
 
@@ -65,3 +67,18 @@ def share_lines(draw: ImageDraw.ImageDraw, left: float, right: float, base: floa
         y = base - share * height
         draw.line((left, y, right, y), fill=GRID)
         draw.text((left - 8, y), f"{share:.0%}", font=font(13), fill=SOFT, anchor="rm")
+
+
+def shade(share: float) -> tuple[int, int, int]:
+    """Return the color of a share: paper at 0, darkest at 1 and beyond."""
+    share = min(max(share, 0.0), 1.0)
+    return tuple(round(light + (dark - light) * share) for light, dark in zip(PAPER, DARKEST))
+
+
+def scale(draw: ImageDraw.ImageDraw, left: float, top: float) -> float:
+    """Draw the shades from 0 to 1 and return where they end."""
+    for place in range(40):
+        x = left + place * 3
+        draw.rectangle((x, top, x + 2, top + 12), fill=shade(place / 39))
+    draw.rectangle((left, top, left + 119, top + 12), outline=SOFT)
+    return left + 119

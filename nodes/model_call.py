@@ -9,10 +9,15 @@ from ..kernels.attention import choose_backend
 from ..kernels.plan import Plans, plans_for
 from .layout import Layout, control_blocks, sequence_layout
 from .override import Call, Sparse
+from .ready_plans import Ready
 from .record import Recorder, Run, Step
 from .settings import Settings
 
 MIXED = "the batch mixes sigmas of different phases"
+BRANCHES = (
+    "the sampler does not say which samples are of the negative prompt, so all take the head table's patterns for the "
+    "prompt."
+)
 SIGMA_NAN = "the sampler's sigma is not a number"
 REPLACED_ALIKE = (
     "video and text are equally long and another node replaced the self-attention, so the two cannot be told apart"
@@ -55,15 +60,17 @@ def prepare(
         return Call(step, blocks, recorder.clock, None, previous, calls, reason)
 
     if any(value != value for value in values):
-        return dense(recorder.step(0.0, Step(0.0, None, 0, "dense", grid=layout.grid.shape)), SIGMA_NAN)
+        return dense(recorder.step(0.0, lambda: Step(0.0, None, 0, "dense", grid=layout.grid.shape)), SIGMA_NAN)
 
     plans = plans_for(settings.schedule, layout.grid, diffusion_model.num_heads, **settings.tiles)
-    _build_ahead(run, plans, sigma, blocks + len(control), x.device)
-    step = recorder.step(sigma, _new_step(run, plans, layout, sigma))
+    branches = _branches(run, settings, options, x.shape[0])
+    ready = Ready(run, plans, blocks + len(control), x.device, branches)
+    ready.build_ahead(sigma)
+    step = recorder.step(sigma, lambda: _new_step(run, plans, layout, sigma))
     if step.grid != layout.grid.shape:
         shape = "x".join(map(str, layout.grid.shape))
         run.note(f"some model calls were of another part of the picture, with the grid {shape}.")
-    if len({settings.schedule.at(value)[0] for value in values}) > 1:
+    if len(values) > 1 and len({ready.place(value) for value in values}) > 1:
         return dense(step, MIXED)
     if step.attention == "dense":
         return dense(step)
@@ -78,11 +85,11 @@ def prepare(
     if note:
         run.note(note)
     step.backend = backend
-    layers = plans.layers(sigma, blocks + len(control), x.device)
+    layers, heads = ready.layers(sigma)
     # Control blocks are layers of their own, behind the main ones.
     behind = {main: layers[blocks + number] for main, number in control.items()}
     main = [None if block in settings.dense_blocks else layers[block] for block in range(blocks)]
-    sparse = Sparse(main, layout.grid.tokens, backend, layout.known, alike, behind, repeats)
+    sparse = Sparse(main, layout.grid.tokens, backend, layout.known, alike, behind, repeats, heads)
     return Call(step, blocks, recorder.clock, sparse, previous)
 
 
@@ -125,17 +132,19 @@ def _new_step(run: Run, plans: Plans, layout: Layout, sigma: float) -> Step:
     )
 
 
-def _build_ahead(run: Run, plans: Plans, sigma: float, layers: int, device: Any) -> None:
-    """Build the plans of every phase that this run will reach when it first shows its grid, not at a phase change."""
-    if plans in run.built:
-        return
-    run.built.add(plans)
-    phases = set()
-    for value in (sigma, *run.sample_sigmas[:-1]):
-        phase = plans.schedule.at(value)[0] if value == value else None
-        if phase is not None and phase not in phases:
-            phases.add(phase)
-            plans.layers(value, layers, device)
+def _branches(run: Run, settings: Settings, options: dict, batch: int) -> tuple[int, ...]:
+    """Return per sample whether it is of the prompt (0) or of the negative prompt (1), one number where it is all the
+    same: the host stacks the branches of guidance in equal parts."""
+    if settings.table is None or settings.table.branches == 1:
+        return (0,)
+    order = options.get("cond_or_uncond")
+    known = isinstance(order, list | tuple) and bool(order) and all(branch in (0, 1) for branch in order)
+    if not known or batch % len(order):
+        run.note(BRANCHES)
+        return (0,)
+    if len(set(order)) == 1:
+        return (int(order[0]),)
+    return tuple(int(branch) for branch in order for _ in range(batch // len(order)))
 
 
 def _alike(tokens: int, context: Any, image: Any) -> bool:

@@ -14,25 +14,39 @@ from typing import Any
 
 from ..kernels.attention import fps_attention
 from ..kernels.attention.dispatch import HEAD_DIMS
+from ..kernels.grid import TokenGrid
 from .clock import BlockClock
-from .record import Step
+from .record import HeadCall, Step
 
 TAKEN = "another node took over the attention of these blocks"
 REPLACED = "another node replaced the patch of these blocks"
 SKIPPED = "another node skipped the model in this step"
 CONTROL_TAKEN = "another node took over the attention of VACE's control blocks"
 CONTROL_ALIKE = "video and text are equally long, so VACE's control blocks cannot be told apart"
+CONTROL_UNKNOWN = "the head table does not know VACE's control blocks"
 OUTSIDE = "attention outside the main blocks is left dense"
 
 
 @dataclass(frozen=True)
-class Sparse:
-    """What a sparse phase runs: the plan of every main block (None: the user wants it dense), and of the control blocks
-    behind a main block. ``tokens`` is the length of the self-attention sequence.
+class HeadChoice:
+    """What a head table chose for a model call: the token grid, the table's band, the branch of guidance per sample
+    (one for all where they do not differ), and the density of every block."""
 
-    ``control`` maps a main block to the plan of the control block that follows it, ``repeats`` says how often each of
-    them runs in one call. ``alike`` is True where other tensors may have the shape of the video's (text of the same
-    length), ``known_layout`` False for a model class whose extra tokens may stand anywhere.
+    grid: TokenGrid
+    band: int
+    branches: tuple[int, ...]
+    densities: list[float]
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """What a sparse phase runs: the plan of every main block (None: the user, or a head table, wants it dense), and of
+    the control blocks behind a main block. ``tokens`` is the length of the self-attention sequence.
+
+    ``control`` maps a main block to the plan of the control block that follows it (None: the head table does not know
+    it), ``repeats`` says how often each of them runs in one call. ``alike`` is True where other tensors may have the
+    shape of the video's (text of the same length), ``known_layout`` False for a model class whose extra tokens may
+    stand anywhere. ``heads`` is what a head table chose, where there is one.
     """
 
     plans: list
@@ -42,6 +56,7 @@ class Sparse:
     alike: bool = False
     control: dict[int, Any] = field(default_factory=dict)
     repeats: int = 1
+    heads: HeadChoice | None = None
 
 
 class Call:
@@ -72,8 +87,10 @@ class Call:
         self._inside = False
         self._since: Any = None
         self._plan = None
-        self._control = None
+        self._behind: int | None = None
+        self._density: Any = None
         self._reason: str | None = None
+        self._ran: list[int] = []
 
     @property
     def attends(self) -> bool:
@@ -85,7 +102,8 @@ class Call:
         if self._inside:
             return False
         self._inside = True
-        self._control = None
+        self._behind = None
+        self._density = None
         self._reason = None
         self._plan = self.sparse.plans[block] if self.sparse is not None else None
         self.blocks += 1
@@ -105,9 +123,18 @@ class Call:
         elif self.sparse.plans[block] is None:
             self.step.dense += 1
         else:
-            self.step.attend(self.sparse.plans[block].density)
+            self._count(block, self.sparse.plans[block])
         self._plan = None
-        self._control = self.sparse.control.get(block)
+        self._behind = block if block in self.sparse.control else None
+
+    def _count(self, block: int, plan: Any) -> None:
+        """Count a main block's sparse call."""
+        self._ran.append(block)
+        if self._density is not None:
+            self.step.attend_online(block, self._density)
+        else:
+            heads = self.sparse.heads
+            self.step.attend(plan.density if heads is None else heads.densities[block])
 
     def fail(self) -> None:
         """A block raised an error: it counts for nothing, and another node may run it again."""
@@ -137,16 +164,22 @@ class Call:
         if self._inside or q.shape != k.shape or q.ndim != 3 or q.shape[1] != self.sparse.tokens or self.sparse.alike:
             return None
         # Behind a main block, a call of the video's own length is the self-attention of its control block.
-        if self._control is None:
+        if self._behind is None:
             self.outside += 1
             return None
         self.control_calls += 1
-        reason = self._dense_reason(q, k, v, args, kwargs, self._control)
+        plan = self.sparse.control[self._behind]
+        reason = CONTROL_UNKNOWN if plan is None else self._dense_reason(q, k, v, args, kwargs, plan)
         if reason is not None:
             self.step.decline(reason)
             return None
-        self.step.attend(self._control.density)
-        return self._attend(q, k, v, args, kwargs, self._control)
+        self._density = None
+        out = self._attend(q, k, v, args, kwargs, plan)
+        if self._density is None:
+            self.step.attend(plan.density)
+        else:
+            self.step.attend_online(None, self._density)
+        return out
 
     def _dense_reason(self, q: Any, k: Any, v: Any, args: tuple, kwargs: dict, plan: Any) -> str | None:
         heads = kwargs.get("heads", args[0] if args else None)
@@ -155,8 +188,12 @@ class Call:
     def _attend(self, q: Any, k: Any, v: Any, args: tuple, kwargs: dict, plan: Any) -> Any:
         b, s, _ = q.shape
         shape = (b, s, kwargs.get("heads", args[0] if args else None), -1)
-        out = fps_attention(q.view(shape), k.view(shape), v.view(shape), plan, backend=self.sparse.backend)
-        return out.reshape(b, s, -1)
+        q, k, v = q.view(shape), k.view(shape), v.view(shape)
+        lists = plan.lists_for(q, k, v)
+        if plan.lists is None:
+            # A number on the device: it is read when the run is over.
+            self._density = lists.density
+        return fps_attention(q, k, v, plan, backend=self.sparse.backend, lists=lists).reshape(b, s, -1)
 
     def settle(self, marked: bool = False) -> None:
         """The model call is over: count what stayed dense, and the blocks that never reached the block patch.
@@ -173,6 +210,9 @@ class Call:
             else:
                 self.step.decline(self.why_dense, self.dense)
             return
+        if (heads := self.sparse.heads) is not None:
+            dense = frozenset(range(self.total)).difference(self._ran)
+            self.step.heads[HeadCall(heads.grid, heads.band, heads.branches, dense)] += 1
         missed = self.total - self.blocks
         if missed:
             self.step.decline(REPLACED, missed)

@@ -22,6 +22,7 @@ from .dense_blocks import check_blocks
 from .layout import is_wan
 from .model_call import conclude, prepare
 from .record import Recorder
+from .sentence import one_line
 from .settings import FROM_FILE, KEY, Patched, Settings
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,9 @@ class PatchError(ValueError):
 def apply_patch(model: Any, settings: Settings) -> Any:
     """Return a clone of ``model`` that runs ``settings``.
 
-    Raises PatchError for a model that is not Wan, DenseBlocksError for blocks that it does not have, and BackendError
-    when a named backend cannot run a phase of the schedule, always before anything is sampled.
+    Raises PatchError for a model that is not Wan or that the head table is not for, DenseBlocksError for blocks that it
+    does not have, and BackendError when a named backend cannot run a phase of the schedule, always before anything is
+    sampled.
     """
     diffusion_model = model.get_model_object("diffusion_model")
     if not is_wan(diffusion_model):
@@ -51,6 +53,10 @@ def apply_patch(model: Any, settings: Settings) -> Any:
             "connect a Wan2.1 or Wan2.2 diffusion model."
         )
     check_blocks(settings.dense_blocks, len(diffusion_model.blocks))
+    if settings.table is not None:
+        problem = settings.table.misfit(len(diffusion_model.blocks), diffusion_model.num_heads)
+        if problem is not None:
+            raise PatchError(one_line(problem))
     _check_backends(model, diffusion_model, settings)
 
     settings = _beside_an_earlier_patch(model, settings)
@@ -95,7 +101,7 @@ def _beside_an_earlier_patch(model: Any, settings: Settings) -> Settings:
 
 
 def _chosen(settings: Settings) -> tuple:
-    return settings.schedule, settings.backend, settings.dense_blocks
+    return settings.schedule, settings.backend, settings.dense_blocks, settings.table
 
 
 def _install(m: Any, patched: Patched) -> Around:

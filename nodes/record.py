@@ -8,15 +8,34 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
+
+from ..kernels.grid import TokenGrid
 from .clock import BlockClock
+from .sentence import one_line
 
 logger = logging.getLogger(__name__)
 
 # Enough for a workflow with several stages; older runs are dropped so that a long session does not grow.
 MAX_RUNS = 16
+# Densities on the device that may wait to be read: each holds half a kilobyte there.
+_MANY = 4096
+
+
+@dataclass(frozen=True)
+class HeadCall:
+    """What decided a model call that a head table served: the token grid, the table's band, per sample the branch of
+    guidance, and the blocks that stayed dense."""
+
+    grid: TokenGrid
+    band: int
+    branches: tuple[int, ...]
+    dense: frozenset[int]
 
 
 @dataclass
@@ -25,7 +44,9 @@ class Step:
     nothing. ``work`` adds up the densities of the sparse calls.
 
     ``seconds`` is what the step took, ``blocks`` what each of its transformer blocks took (self-attention,
-    cross-attention, feed-forward), summed over its evaluations and empty where that cannot be told.
+    cross-attention, feed-forward), summed over its evaluations and empty where that cannot be told. ``heads`` counts
+    the model calls that a head table served. ``layers`` holds per block the sum of the densities that an online
+    selector chose, and their number.
     """
 
     sigma: float
@@ -49,11 +70,15 @@ class Step:
     reasons: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     blocks: list[float] = field(default_factory=list)
+    heads: Counter[HeadCall] = field(default_factory=Counter)
+    layers: dict[int, tuple[float, int]] = field(default_factory=dict)
+    _unread: list[tuple[int | None, Any]] = field(default_factory=list, repr=False)
 
     @property
     def density(self) -> float:
         """The share of query-key pairs that were computed, dense calls counted as 1; 1 if there were none."""
-        return (self.work + self.dense) / self.calls if self.calls else 1.0
+        waiting = self.planned_density * len(self._unread)
+        return (self.work + waiting + self.dense) / self.calls if self.calls else 1.0
 
     @property
     def calls(self) -> int:
@@ -67,9 +92,31 @@ class Step:
         self.blocks[block] += seconds
 
     def attend(self, density: float | None) -> None:
-        """Count a call that ran sparse with ``density``, None where the selector chooses it in the call."""
+        """Count a call that ran sparse with ``density``, None where that cannot be told."""
         self.sparse += 1
         self.work += self.planned_density if density is None else density
+
+    def attend_online(self, block: int | None, density: Any) -> None:
+        """Count a sparse call of ``block`` (None: a control block) whose selector chose ``density``, a scalar on the
+        device, which is not waited for."""
+        self.sparse += 1
+        self._unread.append((block, density))
+        if len(self._unread) >= _MANY:
+            self.read()
+
+    def read(self) -> None:
+        """Read the densities that are still on the device. Raises RuntimeError, as torch does, if the device broke."""
+        waiting, self._unread = self._unread, []
+        if not waiting:
+            return
+        # Counted as planned until they are known.
+        self.work += self.planned_density * len(waiting)
+        values = torch.stack([density.detach().reshape(()) for _, density in waiting]).tolist()
+        self.work += sum(values) - self.planned_density * len(waiting)
+        for (block, _), value in zip(waiting, values):
+            if block is not None:
+                total, calls = self.layers.get(block, (0.0, 0))
+                self.layers[block] = total + value, calls + 1
 
     def skip(self, reason: str) -> None:
         """Count a model call that computed nothing."""
@@ -84,8 +131,8 @@ class Step:
 
 @dataclass
 class Run:
-    """One sampler call; ``stopped`` says why it ended before its last step, ``built`` which plans are ready, ``marked``
-    whether any block of its model came by a mark of ours."""
+    """One sampler call; ``stopped`` says why it ended before its last step, ``built`` holds what is ready for its model
+    calls, ``marked`` says whether any block of its model came by a mark of ours."""
 
     prompt_id: str | None
     node_id: str | None
@@ -97,7 +144,7 @@ class Run:
     finished: bool = False
     stopped: str | None = None
     marked: bool = False
-    built: set = field(default_factory=set, repr=False)
+    built: dict = field(default_factory=dict, repr=False)
 
     def note(self, sentence: str) -> None:
         """Keep a sentence for the report and say it in the log, once per run."""
@@ -141,6 +188,7 @@ class Recorder:
         if self._open is not None:
             if error is None:
                 self.clock.wait()
+            self._read(self._open)
             self._open.finished = True
             # The run stays for the report; what it ran need not.
             self._open.built.clear()
@@ -150,9 +198,19 @@ class Recorder:
         self.clock.finish()
         self._open = None
 
-    def step(self, sigma: float, make: Step) -> Step:
-        """Return the open run's step for ``sigma``, ``make`` if it is new; its clock runs from now on."""
-        step = self.current().steps.setdefault(round(sigma, 6), make)
+    def _read(self, run: Run) -> None:
+        try:
+            for step in run.steps.values():
+                step.read()
+        except RuntimeError as error:
+            run.note(f"what the selectors chose could not be read from the device ({one_line(error)[:80]}).")
+
+    def step(self, sigma: float, make: Callable[[], Step]) -> Step:
+        """Return the open run's step for ``sigma``, made if it is new; its clock runs from now on."""
+        steps, key = self.current().steps, round(sigma, 6)
+        step = steps.get(key)
+        if step is None:
+            step = steps[key] = make()
         step.evaluations += 1
         self._clock(step)
         return step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .head_use import density_lines, online_line, pattern_lines, run_head_use, use_line
 from .record import Run, Step
 from .report_times import timings
 from .settings import Settings
@@ -24,7 +25,9 @@ def report_summary(settings: Settings, runs: list[Run], names: dict[str, str]) -
     """Return the report without its table, for a place that cannot align columns."""
     lines = [f"Schedule from {settings.source}, {settings.choices}"]
     for number, run in enumerate(runs, 1):
-        lines += [headline(run, number, names), *layouts(settings, run), *findings(run), *timings(run)]
+        use = run_head_use(settings, run)
+        lines += [headline(run, number, names), *layouts(settings, run), *([] if use is None else [use_line(use)])]
+        lines += [*findings(run), *timings(run)]
     return "\n".join(lines if runs else [*lines, "This model has not sampled yet."])
 
 
@@ -40,7 +43,8 @@ def headline(run: Run, number: int, names: dict[str, str]) -> str:
 
 
 def findings(run: Run) -> list[str]:
-    """Return every reason for staying dense with its number of calls, and the run's notes; one line each."""
+    """Return every reason for staying dense with its number of calls, what selectors chose, and the run's notes; one
+    line each."""
     reasons: dict[str, int] = {}
     for step in run.steps.values():
         for reason, calls in step.reasons.items():
@@ -51,8 +55,13 @@ def findings(run: Run) -> list[str]:
     elif not reasons:
         steps = run.steps.values()
         chosen = ["the phases that the schedule makes dense"] * any(step.attention == "dense" for step in steps)
-        chosen += ["the blocks in dense_blocks"] * any(step.dense for step in steps if step.attention != "dense")
+        table = any(step.dense for step in steps if step.heads)
+        other = any(step.dense for step in steps if step.attention != "dense" and not step.heads)
+        chosen += ["the blocks in dense_blocks, or whose heads all see everything"] * table
+        chosen += ["the blocks in dense_blocks"] * (other and not table)
         lines.append("nothing stayed dense" + (f" but {' and '.join(chosen)}" if chosen else ""))
+    online = online_line(steps_in_order(run))
+    lines += [] if online is None else [online]
     return lines + [f"note: {note}" for note in run.notes if not any(reason in note for reason in reasons)]
 
 
@@ -99,7 +108,17 @@ def _run_lines(settings: Settings, number: int, run: Run, names: dict[str, str])
     lines += ["  " + line for line in layouts(settings, run)]
     lines.append(_HEAD)
     lines += [_step_line(step) for step in steps_in_order(run)]
+    if (use := run_head_use(settings, run)) is not None:
+        lines += [f"  {use_line(use)}", *_indented(pattern_lines(use))]
+        lines += [
+            "  density of each head in percent, the mean over these steps",
+            *_indented(density_lines(use.density)),
+        ]
     return lines + ["  " + line for line in (*findings(run), *timings(run))]
+
+
+def _indented(lines: list[str]) -> list[str]:
+    return [f"    {line}" for line in lines]
 
 
 def _step_line(step: Step) -> str:

@@ -6,13 +6,11 @@ import statistics
 
 from PIL import ImageDraw
 
-from .drawing import INK, PAPER, SOFT, font
+from .drawing import INK, SOFT, font, scale, shade
 from .record import Run, Step
 
 STRIP = 84
 _BELOW = 34
-# From paper to the darkest of a single hue: brightness alone tells the order.
-_DARK = (8, 48, 107)
 
 
 def timings(run: Run) -> list[str]:
@@ -95,29 +93,21 @@ def draw_strip(draw: ImageDraw.ImageDraw, steps: list[Step], left: float, right:
         return
     times = sorted(seconds for step in steps for seconds in step.blocks)
     # A block that compiled or loaded something would leave all others white.
-    scale, longest = times[int(0.97 * (len(times) - 1))] or 1.0, times[-1]
+    long, longest = times[int(0.97 * (len(times) - 1))] or 1.0, times[-1]
     slot, row = (right - left) / len(steps), STRIP / blocks
     for position, step in enumerate(steps):
         x0, x1 = left + position * slot, left + (position + 1) * slot
         for block, seconds in enumerate(step.blocks):
             y0, y1 = top + block * row, top + (block + 1) * row
-            draw.rectangle((round(x0), round(y0), round(x1) - 2, round(y1) - 1), fill=_shade(seconds / scale))
+            draw.rectangle((round(x0), round(y0), round(x1) - 2, round(y1) - 1), fill=shade(seconds / long))
         if not step.blocks:
             draw.text(((x0 + x1) / 2, top + STRIP / 2), "-", font=font(13), fill=SOFT, anchor="mm")
     small = font(13)
     draw.rectangle((left, top, right - 2, top + STRIP - 1), outline=SOFT)
     draw.text((left - 8, top), "block 0", font=font(11), fill=SOFT, anchor="rt")
     draw.text((left - 8, top + STRIP), f"{blocks - 1}", font=font(11), fill=SOFT, anchor="rb")
-    for place in range(40):
-        x = left + place * 3
-        draw.rectangle((x, top + STRIP + 8, x + 2, top + STRIP + 20), fill=_shade(place / 39))
-    draw.rectangle((left, top + STRIP + 8, left + 119, top + STRIP + 20), outline=SOFT)
-    text = f"time of each block in each step, 0 to {_time(scale)}"
-    if longest > 1.1 * scale:
+    scale(draw, left, top + STRIP + 8)
+    text = f"time of each block in each step, 0 to {_time(long)}"
+    if longest > 1.1 * long:
         text += f" and more (the longest took {_time(longest)})"
     draw.text((left + 128, top + STRIP + 14), text, font=small, fill=INK, anchor="lm")
-
-
-def _shade(share: float) -> tuple[int, int, int]:
-    share = min(max(share, 0.0), 1.0)
-    return tuple(round(light + (dark - light) * share) for light, dark in zip(PAPER, _DARK))

@@ -15,7 +15,7 @@ from fpsattention.kernels.grid import TokenGrid
 from fpsattention.kernels.measure import Measurement
 from fpsattention.kernels.presets import preset
 from fpsattention.kernels.schedule import Schedule
-from fpsattention.nodes import benchmark_image, preview_image, report_image, report_times
+from fpsattention.nodes import benchmark_image, drawing, preview_image, report_image, report_times
 from fpsattention.nodes.drawing import COLORS, GRID, INK, MARGIN, PAPER, WIDTH, bar, color_of, page
 from fpsattention.nodes.preview_outlook import Preview, make_preview
 from fpsattention.nodes.record import Run, Step
@@ -246,7 +246,7 @@ def test_report_shades_every_block_of_every_step(reported):
     centers = {}
     for position, step in enumerate(steps[:4]):
         for block, seconds in enumerate(step.blocks):
-            color = report_times._shade(seconds / scale)
+            color = drawing.shade(seconds / scale)
             box = picture.extent(color, MARGIN + position * slot, MARGIN + (position + 1) * slot, base + 66, base + 170)
             if seconds < scale:
                 assert near(box[1] - box[0], slot - 2) and near(box[3] - box[2], row - 1)

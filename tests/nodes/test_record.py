@@ -33,10 +33,10 @@ def test_work_is_the_mean_over_calls():
 def test_evaluations_of_one_sigma_share_a_step():
     recorder = Recorder()
     recorder.begin()
-    first = recorder.step(0.9, make(0.9))
-    assert recorder.step(0.9000000001, make(0.9)) is first
+    first = recorder.step(0.9, lambda: make(0.9))
+    assert recorder.step(0.9000000001, lambda: make(0.9)) is first
     assert first.evaluations == 2
-    assert recorder.step(0.8, make(0.8)) is not first
+    assert recorder.step(0.8, lambda: make(0.8)) is not first
 
 
 def test_the_clock_runs_from_step_to_step(monkeypatch):
@@ -44,11 +44,11 @@ def test_the_clock_runs_from_step_to_step(monkeypatch):
     monkeypatch.setattr(record.time, "perf_counter", lambda: now[0])
     recorder = Recorder()
     recorder.begin()
-    a = recorder.step(0.9, make(0.9))
+    a = recorder.step(0.9, lambda: make(0.9))
     now[0] = 2.0
-    b = recorder.step(0.8, make(0.8))
+    b = recorder.step(0.8, lambda: make(0.8))
     now[0] = 5.0
-    recorder.step(0.9, make(0.9))
+    recorder.step(0.9, lambda: make(0.9))
     now[0] = 6.0
     recorder.end()
     now[0] = 60.0
