@@ -7,6 +7,7 @@ which every head has the pattern, under the pattern's words.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 from collections.abc import Callable, Sequence
@@ -207,6 +208,9 @@ def _few(heads: int) -> int:
 def _first_calls(rows: list[_Row], clock: Clock, seconds: float, tick: Callable[[float], None]) -> None:
     """Call everything once, and once more where the first call compiles; leave out what will not fit, or fails."""
     spent, limit = 0.0, seconds * 1e3
+    with contextlib.suppress(Exception):  # what fails here fails below, where it is told
+        # The first call of a process loads code: seconds that are no pattern's.
+        clock.once(min(rows, key=lambda row: row.density).call)
     for row in rows:
         tick(min(0.99, spent / limit))
         if spent >= limit:
