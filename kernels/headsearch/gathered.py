@@ -48,9 +48,10 @@ class Gathered:
         known = self.means.get(key)
         self.means[key] = evidence if known is None else running_mean(known, evidence, 1 / count)
         found, share = concentrations(evidence)[0], evidence.share[0]
-        before, before_share, seen = self.prompts.get((prompt, *key), (found, share, 0))
+        mine = (prompt, *key)
+        before, before_share, seen = self.prompts.get(mine, (found, share, 0))
         weight = 1 / (seen + 1)
-        self.prompts[prompt, *key] = (
+        self.prompts[mine] = (
             before + weight * (found - before),
             before_share + weight * (share - before_share),
             seen + 1,
@@ -95,7 +96,7 @@ class Gathered:
         (a thousandth of it, far below what sampling rows leaves open). Raises EvidenceError."""
         if not self.means:
             raise EvidenceError("there is no evidence to save; measure some first.")
-        keys, people = sorted(self.means), sorted(self.prompts)
+        keys, asked = sorted(self.means), sorted(self.prompts)
         first = self.means[keys[0]]
         facts = {
             "kind": KIND,
@@ -103,7 +104,7 @@ class Gathered:
             "grid": [*first.grid.shape, first.grid.prefix, first.grid.suffix],
             "pieces": list(first.pieces),
             "keys": [[*key, self.counts[key]] for key in keys],
-            "prompts": [[*key, self.prompts[key][2]] for key in people],
+            "prompts": [[*key, self.prompts[key][2]] for key in asked],
         }
         arrays = {
             name: np.stack([getattr(self.means[key], name) for key in keys]).astype(
@@ -111,8 +112,8 @@ class Gathered:
             )
             for name in (*MEASURED, *AREAS)
         }
-        arrays["found"] = np.stack([self.prompts[key][0] for key in people])
-        arrays["share"] = np.stack([self.prompts[key][1] for key in people])
+        arrays["found"] = np.stack([self.prompts[key][0] for key in asked])
+        arrays["share"] = np.stack([self.prompts[key][1] for key in asked])
         data = io.BytesIO()
         np.savez_compressed(data, facts=np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8), **arrays)
         return _write(Path(path), data.getvalue())
@@ -152,7 +153,7 @@ def _read(facts: dict, arrays: dict[str, np.ndarray]) -> Gathered:
         "down": (many, 1, heads, h),
         "across": (many, 1, heads, w),
         "tiles": (many, 1, heads, 2, tiles),
-        **{name: (many, 1, heads) for name in ("entropy", "peak", "power")},
+        **dict.fromkeys(("entropy", "peak", "power"), (many, 1, heads)),
         "area": (many, t, rings),
         "area_down": (many, h),
         "area_across": (many, w),
