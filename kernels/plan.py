@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from .bytes_cache import BytesCache
+from .bytes_cache import BytesCache, Sized
 from .grid import Tiling, TokenGrid, choose_tiling, run_tiling
 from .head_table import HeadTable
 from .patterns import Pattern, block_lists, pattern_pairs, pattern_rows, stack_rows
@@ -27,6 +27,9 @@ FULL_RUN_SLOTS = 128
 MAX_KEPT_BYTES = 256 * 2**20
 
 
+_LIST_TENSORS = ("ids", "count", "pattern_of_head", "key_ids", "key_count")
+
+
 @dataclass(frozen=True, eq=False)
 class BlockLists:
     """Which key tiles every query tile sees, on the device.
@@ -34,7 +37,7 @@ class BlockLists:
     ``ids`` int32 ``(P, nQ, longest)`` ascending, ``count`` int32 ``(P, nQ)`` (0 is legal: the output is zero),
     ``pattern_of_head`` int32 ``(1 or B, H)``; ``key_ids``, ``key_count`` are the transposed lists (which query tiles
     see a key tile), for the backward. Lists that an online selector made say their mean ``density`` over samples and
-    heads, a float32 scalar on the device.
+    heads, a float32 scalar on the device; with ``forward_only`` it left the transposed lists out.
     """
 
     ids: torch.Tensor
@@ -43,6 +46,7 @@ class BlockLists:
     key_ids: torch.Tensor
     key_count: torch.Tensor
     density: torch.Tensor | None = None
+    forward_only: bool = False
 
     @staticmethod
     def from_masks(masks: np.ndarray, pattern_of_head: np.ndarray, device: torch.device | str) -> BlockLists:
@@ -66,7 +70,7 @@ class BlockLists:
 
         Values are not looked at: that would wait for the device (see ``Spec.check``).
         """
-        tensors = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "density"}
+        tensors = {name: getattr(self, name) for name in _LIST_TENSORS}
         for name, x in tensors.items():
             if x.dtype != torch.int32 or x.device != self.ids.device:
                 return f"{name} is {x.dtype} on {x.device}, the lists must be torch.int32 on {self.ids.device}"
@@ -115,7 +119,8 @@ class Layout:
 class AttentionPlan:
     """Everything about one attention call except q, k and v.
 
-    ``lists`` are ready for a static selector; with an online ``selector`` they are None and made in every call.
+    ``lists`` are ready for a static selector; with an online ``selector`` they are None and made in every call, from
+    q, k, v and what the selector has ``prepared`` for the tiling.
     """
 
     grid: TokenGrid
@@ -127,6 +132,7 @@ class AttentionPlan:
     layout: Layout
     lists: BlockLists | None
     selector: Selector | None = None
+    prepared: Sized | None = None
 
     def lists_for(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> BlockLists:
         """Return the lists of a call with these q, k, v ``(B, S, H, D)``."""
@@ -135,10 +141,12 @@ class AttentionPlan:
 
 @dataclass(frozen=True, eq=False)
 class _Tables:
-    """What plans share on a device: the layout, and the lists of their patterns (None: made in every call)."""
+    """What plans share on a device: the layout, and the lists of their patterns (None: made in every call) or what an
+    online selector has ``prepared``."""
 
     layout: Layout
     lists: BlockLists | None
+    prepared: Sized | None = None
     plans: dict[Hashable, AttentionPlan] = field(default_factory=dict)
 
     @property
@@ -146,7 +154,8 @@ class _Tables:
         """Memory of the tables on the device."""
         parts = [part for part in (self.layout, self.lists) if part is not None]
         tensors = [x for part in parts for f in fields(part) if isinstance(x := getattr(part, f.name), torch.Tensor)]
-        return sum(x.numel() * x.element_size() for x in tensors)
+        prepared = 0 if self.prepared is None else self.prepared.bytes
+        return sum(x.numel() * x.element_size() for x in tensors) + prepared
 
 
 @dataclass(frozen=True)
@@ -348,11 +357,14 @@ def _tables(plans: Plans, phase: Phase, layer: int, band: int, device: torch.dev
     # What is first asked for while sampling must serve training too, whose autograd refuses inference tensors.
     @torch.inference_mode(False)
     def make() -> _Tables:
-        lists = None
-        if not _selector(phase, plans.table if phase.uses_heads else None, band).online:
+        lists = prepared = None
+        selector = _selector(phase, plans.table if phase.uses_heads else None, band)
+        if selector.online:
+            prepared = selector.prepare(tiling, device) if hasattr(selector, "prepare") else None
+        else:
             patterns = _patterns(plans, phase, layer, band)[0]
             lists = BlockLists.from_patterns(patterns, tiling, np.zeros((1, plans.heads)), device)
-        return _Tables(Layout.of(tiling, cube, device), lists)
+        return _Tables(Layout.of(tiling, cube, device), lists, prepared)
 
     # All layers and bands of a table have its patterns; of another selector each layer may have its own.
     patterns = plans.table if phase.uses_heads else (phase.window, phase.selector, layer)
@@ -382,6 +394,7 @@ def _build(
         layout=tables.layout,
         lists=lists,
         selector=selector if selector.online else None,
+        prepared=tables.prepared,
     )
 
 

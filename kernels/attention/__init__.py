@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..plan import AttentionPlan, BlockLists
+from ..selectors.mask_lists import wants_gradient
 from . import op
 from .dispatch import (
     BACKENDS,
@@ -68,6 +69,11 @@ def fps_attention(
         lists = plan.lists_for(q, k, v)
     if problem := lists.problem(layout.index.shape[0], q.shape[0], q.shape[2]):
         raise ValueError(f"the plan's lists do not fit: {problem}; plan again.")
+    if lists.forward_only and wants_gradient(q, k, v):
+        raise ValueError(
+            "these lists were made without gradients and have no backward; ask the plan for them (lists_for) with "
+            "gradients on and the q, k, v of this call."
+        )
     if q.numel() == 0:
         return torch.empty_like(q, memory_format=torch.contiguous_format)
     spec = make_spec(plan, lists, name)

@@ -92,6 +92,10 @@ class Selector(Protocol):
         """Online: return lists for this call, from q, k, v ``(B, S, H, D)``; traceable, no host synchronization."""
         ...
 
+    # Online, and only where there is something that no call changes:
+    #   prepare(tiling, device) -> anything with ``bytes``; it is kept with the tiling's tables, and a call finds it as
+    #   ``plan.prepared``.
+
 
 def build_selector(phase: Phase, table: HeadTable | None = None, band: int = 0) -> Selector:
     """Return the selector that fills ``phase``; ``table`` and its ``band`` are for the word ``heads``.
