@@ -3,8 +3,8 @@
 # make study-base   fetches the study's clips and trains the small base that its arms share (25 minutes on a core)
 # make study  the fidelity study: results, report and plots (ARGS="--budget 3600" stops in time, the next call goes on)
 # make gpu-smoke   on a machine with a CUDA card, run this first: every kernel once, checked, in three minutes
-# make gpu    what needs a CUDA card: benchmark, tests, whole step, training step, sanitizer (BUDGET=seconds,
-#             PARTS=bench,tests,train,...)
+# make gpu    what needs a CUDA card: benchmark, tests, head tables, whole step, training step, sanitizer
+#             (BUDGET=seconds, PARTS=bench,tests,heads,train,...)
 # make wheels what the benchmark can use beside torch, as wheels for a machine without network, into .wheels/
 #
 # The GPU targets also run where there is no virtual environment and no network: make gpu RUN=python3

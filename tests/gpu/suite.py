@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from fpsattention.kernels.bench.store import newest, published  # noqa: E402
 
-PARTS = ("smoke", "bench", "tests", "model", "train", "tune", "sanitize", "report")
+PARTS = ("smoke", "bench", "tests", "heads", "model", "train", "tune", "sanitize", "report")
 TAIL = 4000
 
 
@@ -68,6 +68,8 @@ def steps(options: argparse.Namespace, results: Path) -> list[Step]:
     found += [
         Step("bench", "benchmark", ours("--budget", f"{bench_seconds:.0f}"), bench_seconds + 60),
         Step("tests", "tests", quiet, 600, environment),
+        # Some three minutes on a card; a stand-in tries the path on its smallest cell.
+        Step("heads", "heads", ours("--heads", *(("--only", "small") if standin else ("--budget", "280"))), 300),
     ]
     sizes = (("wan2.1-14b", "720p", "15%"), ("wan2.1-1.3b", "480p", "15%"), ("wan2.1-14b", "720p", "balanced"))
     for model, resolution, schedule in sizes[: 1 if standin else 3]:
