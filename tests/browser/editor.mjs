@@ -10,6 +10,7 @@ import { checks as others } from "./editor_host.mjs";
 import { checks as linked } from "./editor_linked.mjs";
 import { tools } from "./editor_page.mjs";
 import { checks as slips } from "./editor_slips.mjs";
+import { checks as words } from "./editor_words.mjs";
 
 const require = createRequire(process.env.PLAYWRIGHT_FOLDER + "/");
 const { chromium } = require("playwright-core");
@@ -32,15 +33,6 @@ await context.route("**/fpsattention/calibration", async (route) => {
   measured.asked++;
   return route.fulfill((await measured.fulfill) ?? { json: measured.answer });
 });
-if (job.selectors) {
-  // A pack with selectors, as it would be generated.
-  await context.route("**/core/known.js", async (route) => {
-    const body = await (await route.fetch()).text();
-    await route.fulfill({ contentType: "text/javascript", body: body
-      .replace(/SELECTORS = .*/, `SELECTORS = ${JSON.stringify(job.selectors)};`)
-      .replace(/ARGUMENTS = \{[^}]*\}/, 'ARGUMENTS = {"cdf": "0.9", "svg": "0.3"}') });
-  });
-}
 await context.grantPermissions(["clipboard-read", "clipboard-write"]);
 const page = await context.newPage();
 await countHeld(page);
@@ -63,7 +55,8 @@ async function open() {
 }
 
 const shared = { page, job, errors, measured, ...tools(page, job) };
-const checks = { ...edits(shared), ...others(shared), ...hard(shared), ...linked(shared), ...slips(shared) };
+const checks = { ...edits(shared), ...others(shared), ...hard(shared), ...linked(shared), ...slips(shared),
+  ...words(shared) };
 const results = {};
 await open();
 const startup = errors.splice(0);

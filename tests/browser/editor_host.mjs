@@ -177,23 +177,6 @@ export const checks = (
     return { seen, asked };
   },
 
-  async selectors() {
-    await load(workflow(job.three.replace("all 50% 40%", "svg 0.3")));
-    const seen = [[await text(), await page.locator(".fps-work").innerText()]];
-    const note = async () => seen.push([await text(), await page.locator(".fps-work").innerText()]);
-    await fill(row(1, "argument"), "0.25");
-    await note();
-    await row(2, "pattern").selectOption("cdf");
-    await note();
-    await shot(`${job.name}-selectors`);
-    await row(1, "pattern").selectOption({ index: 0 });
-    await note();
-    await fill(row(0, "until"), "0.97");
-    await row(2, "attention").selectOption("dense");
-    await note();
-    return { seen, wrong: await violations() };
-  },
-
   async old() {
     const graph = workflow(job.three, { size: [420, 400] });
     const before = JSON.parse(JSON.stringify(graph.nodes[0]));
@@ -224,7 +207,19 @@ export const checks = (
     found.invalid = await violations();
     await shot(`${job.name}-${job.theme}-invalid`);
     found.texts = await page.locator(".fps-editor").innerText();
-    found.overflow = await page.locator(".fps-editor").evaluate((e) => e.scrollWidth - e.clientWidth);
+    const overflow = () => page.locator(".fps-editor").evaluate((e) => e.scrollWidth - e.clientWidth);
+    found.overflow = [await overflow()];
+    await load(workflow(job.words, { properties: { fps_view: job.fpsView } }));
+    await fill(row(1, "number1"), "1.5");
+    found.words = await violations();
+    await row(2, "pattern").focus();
+    await settle();
+    await shot(`${job.name}-${job.theme}-words`);
+    found.overflow.push(await overflow());
+    // A selector's field that is too narrow for what it shows.
+    found.clipped = await page.evaluate(() => [...document.querySelectorAll(".fps-table input, .fps-told p")]
+      .filter((e) => e.getClientRects().length && e.scrollWidth > e.clientWidth)
+      .map((e) => e.dataset.column ?? e.textContent));
     return found;
   },
 

@@ -5,12 +5,13 @@ import { test } from "node:test";
 
 import { shortTime } from "../../nodes/web/core/calibration.js";
 import { chooseTiling } from "../../nodes/web/core/grid.js";
-import { MAX_PHASES, PRESETS } from "../../nodes/web/core/known.js";
+import { ARGUMENTS, MAX_PHASES, PRESETS, SAYS, SELECTORS } from "../../nodes/web/core/known.js";
+import { formatRows, withRow } from "../../nodes/web/core/rows.js";
 import { parse } from "../../nodes/web/core/schedule.js";
 import {
   FIELDS, MODELS, fieldValue, modelName, nextValue, outlook, reading, viewOf,
 } from "../../nodes/web/editor/model.js";
-import { TABLES, words } from "../../nodes/web/editor/strings.js";
+import { TABLES, numbersOf, words } from "../../nodes/web/editor/strings.js";
 import { changeOf, stepped } from "../../nodes/web/editor/table.js";
 
 const WEB = new URL("../../nodes/web/", import.meta.url);
@@ -104,9 +105,82 @@ test("a field's value is a change of its row", () => {
   assert.deepEqual(changeOf(row, "h", "60%"), { window: [null, "60%", 3] });
   assert.deepEqual(changeOf(row, "t", "  "), { window: ["all", 2, 3] });
   assert.deepEqual(changeOf(row, "attention", "bf16"), { attention: "bf16" });
-  assert.deepEqual(changeOf({ ...row, selector: "svg 0.3" }, "argument", "0.5"), { selector: "svg 0.5" });
-  assert.deepEqual(changeOf(row, "pattern", "svg", (key) => key).window, null);
-  assert.deepEqual(changeOf(row, "pattern", "window", (key) => key), { selector: null });
+});
+
+test("a word is written with the numbers that it needs, and its numbers are changed one by one", () => {
+  const row = parse("0 fp8 x1 all 2 3")[0];
+  for (const [word, selector] of [["svg", "svg 0.3"], ["topk", "topk 0.15"], ["heads", "heads"], ["sta", "sta"]]) {
+    assert.deepEqual(changeOf(row, "pattern", word), { selector, window: null });
+  }
+  assert.deepEqual(changeOf({ ...row, selector: "svg 0.3" }, "pattern", "window"), { selector: null });
+  const numbers = (selector, column, value) => changeOf({ ...row, selector }, column, value).selector;
+  assert.equal(numbers("svg 0.3", "number1", " 0.5 "), "svg 0.5");
+  assert.equal(numbers("topk 0.15", "number2", "0.6"), "topk 0.15 0.6");
+  assert.equal(numbers("topk 0.15 0.6", "number1", "0.2"), "topk 0.2 0.6");
+  assert.equal(numbers("topk 0.15 0.6", "number2", " "), "topk 0.15");
+  assert.equal(numbers("topk 0.15 0.6", "number1", ""), "topk", "0.6 does not become the share");
+});
+
+test("every word that can be chosen is a schedule", () => {
+  const row = parse("0 fp8 x1 all 2 3")[0];
+  for (const word of SELECTORS) {
+    const [changed] = withRow([row], 0, changeOf(row, "pattern", word));
+    assert.deepEqual(parse(formatRows([changed]))[0].selector.split(" ")[0], word);
+    assert.deepEqual(withRow([changed], 0, changeOf(changed, "pattern", "window"))[0].window, [null, "60%", "60%"]);
+  }
+});
+
+test("arrow keys keep a word's number inside its bounds", () => {
+  const [share, gate] = ARGUMENTS.topk;
+  const next = (value, by, large, number) => stepped("number1", value, by, large, number);
+  assert.deepEqual(["0.15", "0.29", "1", "0.99", "0.995"].map((value) => next(value, 1, false, share)),
+    ["0.16", "0.3", null, "1", "1"]);
+  assert.deepEqual(["0.15", "0.02", "0.01", "0.005"].map((value) => next(value, -1, false, share)),
+    ["0.14", "0.01", null, null]);
+  assert.deepEqual([next("0.15", 1, true, share), next("0.95", 1, true, share)], ["0.25", "1"]);
+  assert.deepEqual([next("-1", -1, false, gate), next("-0.99", -1, false, gate), next("0.01", -1, false, gate)],
+    [null, "-1", "0"]);
+  assert.deepEqual(["", " ", "x", "0,3"].map((value) => next(value, 1, false, gate)), [null, null, null, null]);
+});
+
+test("a density that is not known before the run is an estimate or open, never a number", () => {
+  const told = (text, view = {}) => outlook(parse(text), viewOf(view), { card: "A", entries: [] });
+  const mild = told("0.5 dense\n0 fp8 x1 all 60% 60%", { steps: 4, shift: 1 });
+  assert.deepEqual([mild.open, mild.about], [[], mild.work]);
+  const svg = told("0.5 dense\n0 fp8 x1 svg 0.3", { steps: 4, shift: 1 });
+  assert.deepEqual([svg.work, svg.seconds, svg.densities, svg.open], [null, null, [1, null], ["svg 0.3"]]);
+  assert.equal(svg.about, (1 + 1 + 1 + 0.3) / 4);
+  assert.deepEqual(svg.steps.map((step) => step.about), [1, 1, 1, 0.3]);
+  const cdf = told("0.9 bf16 - heads\n0.5 bf16 - topk 0.2 0.6\n0 fp8 x1 cdf 0.9");
+  assert.deepEqual([cdf.work, cdf.about, cdf.seconds], [null, null, null]);
+  assert.deepEqual(cdf.open, ["heads", "topk 0.2 0.6", "cdf 0.9"]);
+  assert.ok(cdf.steps.some((step) => step.about === 0.2) && cdf.steps.some((step) => step.about === null));
+  const unused = told("0.5 dense\n0.499 fp8 x1 heads\n0 dense", { steps: 4, shift: 1 });
+  assert.deepEqual([unused.work, unused.open], [1, []], "no step is in the phase with the word");
+});
+
+test("steps that stay dense take their time whatever the word", () => {
+  const entry = {
+    card: "A", backend: "triton-fp8", attention: "fp8", granularity: "x1", slots: 64, tile: [3, 5, 4], head_dim: 128,
+    tokens: 32760, heads: 12, pattern: "window", points: [[0.3, 3], [1, 9]], dense_ms: 12, dense_backend: "cudnn",
+    measured: "2026-11-21",
+  };
+  const told = (backends) =>
+    outlook(parse("0 fp8 x1 svg 0.3"), viewOf({}), { card: "A", entries: [entry], backends }).seconds;
+  assert.equal(told({ fp8: "triton-fp8", bf16: null }), null);
+  const { seconds, denseSeconds, staysDense } = told({ fp8: null, bf16: null });
+  assert.ok(staysDense && Math.abs(seconds - denseSeconds) < 1e-9, `${seconds}, ${denseSeconds}`);
+});
+
+test("every word and number is explained in both languages", () => {
+  for (const table of Object.values(TABLES)) {
+    for (const word of SELECTORS) assert.ok(table[`word_${word}`].length > 3, word);
+  }
+  assert.equal(TABLES.en.word_heads, SAYS.heads);
+  assert.deepEqual(numbersOf("topk", words("en")), ["First number: share of key tiles, above 0 to 1.",
+    "Second number, if any: self-similarity gate, -1 to 1."]);
+  assert.deepEqual(numbersOf("svg", words("zh")), ["数值：密度，大于 0，至多 1。"]);
+  assert.deepEqual(numbersOf("heads", words("en")), []);
 });
 
 test("times read well in both languages", () => {

@@ -1,14 +1,17 @@
 // What a schedule comes to on a video before anything is sampled: the same numbers as kernels/outlook.py.
 
 import { GridError, chooseTiling, tokensOf } from "./grid.js";
+import { ARGUMENTS } from "./known.js";
 import { windowDensity } from "./patterns.js";
 import { isFull, phaseAt } from "./schedule.js";
 
 const FRAMES_PER_TOKEN = 4;
 const MAX_TOKENS = 2_000_000;
 
-/** One step of a run; `density` is 1 when dense and null where a selector decides while sampling.
- * @typedef {{index: number, sigma: number, phase: number, attention: string, density: number | null}} Step */
+/** One step of a run; `density` is 1 when dense and null where a head table or the run itself decides, `about` then what
+ * the phase's numbers say of it, else the same.
+ * @typedef {{index: number, sigma: number, phase: number, attention: string, density: number | null,
+ *   about: number | null}} Step */
 
 /** The token grid of a video, as the host makes it; `pixels` is the side of a token: 16, or 32 for Wan2.2 5B.
  * @param {number} width @param {number} height @param {number} frames @param {number} [pixels]
@@ -48,13 +51,21 @@ export function sigmaAt(progress, shift) {
   return (shift * u) / (1 + (shift - 1) * u);
 }
 
-/** Density of a phase on a grid, or null where a selector decides.
+/** Density of a phase on a grid, or null where a selector's word stands in place of a window.
  * @param {import("./schedule.js").Phase} phase @param {import("./grid.js").Grid} grid @param {number} [slots]
  * @param {number[] | null} [tile] @returns {number | null} */
 export function phaseDensity(phase, grid, slots, tile) {
   if (isFull(phase)) return 1;
   if (phase.selector !== null) return null;
   return windowDensity(phase.window, chooseTiling(grid, slots, tile));
+}
+
+/** About what share of attention a selector computes, where one of its numbers says so, else null.
+ * @param {import("./schedule.js").Phase} phase @returns {number | null} */
+export function aboutDensity(phase) {
+  const [word, ...numbers] = phase.selector?.split(" ") ?? [];
+  const at = word ? ARGUMENTS[word].findIndex((argument) => argument.density) : -1;
+  return at < 0 ? null : Number(numbers[at]);
 }
 
 /** Every step of a run whose steps start at `sigmas` (without the final zero).
@@ -64,13 +75,15 @@ export function stepOutlooks(phases, grid, sigmas, slots, tile) {
   const densities = phases.map((phase) => phaseDensity(phase, grid, slots, tile));
   return sigmas.map((sigma, index) => {
     const phase = phaseAt(phases, sigma);
-    return { index, sigma, phase, attention: phases[phase].attention, density: densities[phase] };
+    const density = densities[phase];
+    const about = density ?? aboutDensity(phases[phase]);
+    return { index, sigma, phase, attention: phases[phase].attention, density, about };
   });
 }
 
 /** Self-attention work of a run relative to a dense one: the mean density of its steps; null if that is not known.
- * @param {Step[]} steps @returns {number | null} */
-export function attentionWork(steps) {
-  if (!steps.length || steps.some((step) => step.density === null)) return null;
-  return steps.reduce((sum, step) => sum + step.density, 0) / steps.length;
+ * @param {Step[]} steps @param {"density" | "about"} [by] "about" for an estimate @returns {number | null} */
+export function attentionWork(steps, by = "density") {
+  if (!steps.length || steps.some((step) => step[by] === null)) return null;
+  return steps.reduce((sum, step) => sum + step[by], 0) / steps.length;
 }

@@ -86,7 +86,8 @@ export function reading(text) {
   }
 }
 
-/** Everything that follows from phases and a view; `problem` is the sentence for a video that cannot be planned.
+/** Everything that follows from phases and a view; `problem` is the sentence for a video that cannot be planned, `open`
+ * the selectors whose density is not known before the run.
  * @param {import("../core/rows.js").Row[]} rows @param {View} view
  * @param {{card: string | null, entries: import("../core/calibration.js").Entry[],
  *   backends?: import("../core/calibration.js").Backends}} measured */
@@ -112,6 +113,8 @@ export function outlook(rows, view, measured) {
     steps,
     densities: rows.map((row) => phaseDensity(row, grid)),
     work: attentionWork(steps),
+    about: attentionWork(steps, "about"),
+    open: [...new Set(steps.filter((step) => step.density === null).map((step) => rows[step.phase].selector))],
     staysDense: allStayDense(steps, backends),
     seconds,
     otherSize: seconds === null && runSeconds(entries, card, rows, steps, model, backends, true) !== null,

@@ -29,7 +29,7 @@ import { tilePicture } from "./tiles.js";
 const FOR_TRAINED = ["balanced", "fast"];
 
 /** A number with its comma as a point, as in "0,85" and "33,5%"; other values as they are. */
-const pointed = (value) => (typeof value === "string" ? value.replace(/^(\s*\d+),(\d+\s*%?\s*)$/, "$1.$2") : value);
+const pointed = (value) => (typeof value === "string" ? value.replace(/^(\s*-?\d+),(\d+\s*%?\s*)$/, "$1.$2") : value);
 
 /** Show the editor in `container`.
  * @param {HTMLElement} container @param {Host} host
@@ -122,7 +122,7 @@ export function mount(container, host) {
     if (state.readOnly || !rows[index]) return null;
     value = pointed(value);
     if (column !== "until") {
-      const row = { ...rows[index], ...changeOf(rows[index], column, value, say) };
+      const row = { ...rows[index], ...changeOf(rows[index], column, value) };
       return write(withRow(rows, index, row));
     }
     // The text decides what a number is, so the row is written as it was typed.
@@ -256,22 +256,26 @@ export function mount(container, host) {
   function showSummary() {
     const dense = state.steps.filter((step) => step.attention === "dense").length;
     const number = (value) => value.toLocaleString("en-US");
-    setText(work, state.work === null ? "? %" : percent(state.work));
-    setText(workOf, state.work === null ? say("workUnknown") : say("workOf"));
+    const selectors = state.open.map((selector) => say("quoted", { selector })).join(", ");
+    const kind = state.work !== null ? "workOf" : state.about !== null ? "workAbout" : "workUnknown";
+    const known = { workOf: state.work, workAbout: state.about }[kind];
+    setText(work, kind === "workUnknown" ? "? %" : `${kind === "workAbout" ? "≈ " : ""}${percent(known)}`);
+    setText(workOf, say(kind, { selectors }));
     setText(stepsLine, say("stepsLine", { steps: state.steps.length, dense, sparse: state.steps.length - dense }));
     stepsLine.title = say("tokensLine", { tokens: number(state.tokens), tile: state.tiling.tile.join("×") });
     const found = state.seconds;
     if (!found) {
-      const why = state.staysDense ? "staysDense" : state.otherSize ? "otherSize" : "noSeconds";
+      const why = state.staysDense ? "staysDense" : state.open.length ? "openSeconds" :
+        state.otherSize ? "otherSize" : "noSeconds";
       return setText(seconds, say(why, { ...state.view, tokens: number(state.tokens) }));
     }
     const { denseSeconds, entry, ran, scaled, staysDense } = found;
     const time = (value) => shortTime(value, say("units").split(" "));
     const values = { seconds: time(found.seconds), card: entry.card, tokens: number(entry.tokens),
       backend: ran.join(", ") };
-    const { kind, times } = pace(denseSeconds / found.seconds);
+    const { kind: faster, times } = pace(denseSeconds / found.seconds);
     const what = denseSeconds === null ? say("secondsAlone", values) :
-      say("seconds", { ...values, dense: time(denseSeconds), pace: say(kind, { times }) });
+      say("seconds", { ...values, dense: time(denseSeconds), pace: say(faster, { times }) });
     const from = [` ${say(scaled ? "secondsScaled" : "secondsFrom", values)}`];
     if (staysDense) from.push(`. ${say("staysDense")}`);
     if (seconds.textContent !== what + from.join("")) seconds.replaceChildren(html("b", {}, what), ...from);
@@ -280,6 +284,7 @@ export function mount(container, host) {
   function showLegend() {
     const used = ["dense", "fp8", "bf16"].filter((kind) => state.rows.some((row) => row.attention === kind));
     const entries = used.map((kind) => [kind, kind === "dense" ? say("dense") : kind]);
+    if (state.open.length) entries.push(["unknown", say("open")]);
     if (state.work !== null) entries.push(["work", say("sofar")]);
     if (legend.dataset.shown === String(entries)) return;
     legend.dataset.shown = String(entries);

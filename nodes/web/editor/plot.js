@@ -1,5 +1,5 @@
-// The plot along the denoising axis: one bar per step, as high as its density, hatched where dense; a line for the work
-// done so far; a handle at the end of every phase but the last.
+// The plot along the denoising axis: one bar per step, as high as its density, hatched where dense and dashed where it is
+// not known before the run; a line for the work done so far; a handle at the end of every phase but the last.
 
 import { progressAt, sigmaAt } from "../core/outlook.js";
 import { formatNumber } from "../core/schedule.js";
@@ -38,7 +38,7 @@ export function stepPlot(act, say) {
     if (!state?.steps || width < 60 || height < 60) return;
     image.setAttribute("viewBox", `0 0 ${width} ${height}`);
     image.setAttribute("aria-label", say("plotLabel", { parts: summary(state, say) }));
-    image.replaceChildren(pattern(), ...bands(), ...axes(), ...bars(), ...line(), ...handles());
+    image.replaceChildren(pattern(), ...bands(), ...axes(), ...bars(), ...questions(), ...line(), ...handles());
   }
 
   const pattern = () => svg("defs", {}, svg("pattern", { id: hatch, width: 6, height: 6,
@@ -90,9 +90,9 @@ export function stepPlot(act, say) {
     const gap = wide > 8 ? 2 : wide > 3 ? 1 : 0;
     const groups = wide < 2 ? runsOf(state.steps) : state.steps.map((step) => [step, step]);
     return groups.map(([step, last]) => {
-      const share = step.density ?? 1;
-      const what = whatOf(step, say);
-      const kind = step.density === null ? "unknown" : step.attention;
+      const share = step.about ?? 1;
+      const what = whatOf(step, state.rows, say);
+      const kind = step.density === null ? `${step.attention} fps-unknown` : step.attention;
       const range = (of) => (of(step) === of(last) ? of(step) : `${of(step)}–${of(last)}`);
       return svg("rect", {
         x: x(step.index / state.steps.length) + gap / 2, width: wide * (last.index - step.index + 1) - gap,
@@ -104,6 +104,11 @@ export function stepPlot(act, say) {
         sigma: range((one) => one.sigma.toFixed(3)), phase: step.phase + 1, what })));
     });
   }
+
+  /** A question mark over the steps of which nothing is known. */
+  const questions = () => runsOf(state.steps).filter(([step]) => step.about === null).map(([first, last]) =>
+    svg("text", { x: x((first.index + last.index + 1) / 2 / state.steps.length), y: y(0.5) + 4,
+      "text-anchor": "middle", class: "fps-question" }, "?"));
 
   function line() {
     if (state.work === null) return [];
@@ -153,8 +158,11 @@ export function stepPlot(act, say) {
   return { element, update, destroy: () => observer.disconnect() };
 }
 
-function whatOf(step, say) {
-  if (step.density === null) return say("unknown");
+function whatOf(step, rows, say) {
+  if (step.density === null) {
+    return step.about === null ? say("unknown") :
+      say("unknownAbout", { density: percent(step.about), selector: rows[step.phase].selector });
+  }
   return step.attention === "dense" ? say("dense") : say("density", { density: percent(step.density) });
 }
 
@@ -171,5 +179,5 @@ function runsOf(steps) {
 /** The plot in words. */
 function summary(state, say) {
   return runsOf(state.steps).map(([first, last]) => say(first === last ? "plotPartOne" : "plotPart",
-    { first: first.index, last: last.index, what: whatOf(first, say) })).join("; ");
+    { first: first.index, last: last.index, what: whatOf(first, state.rows, say) })).join("; ");
 }

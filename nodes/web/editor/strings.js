@@ -1,11 +1,19 @@
-// The editor's words. Sentences about a schedule that does not parse come from core/ and stay as Python says them.
+// The editor's words. Sentences about a schedule that does not parse come from core/ and stay as Python says them, and so
+// does in English what a selector does and what its numbers are.
+
+import { ARGUMENTS, SAYS } from "../core/known.js";
+
+/** @param {string} kind @param {[string, string][]} pairs */
+const named = (kind, pairs) => Object.fromEntries(pairs.map(([name, text]) => [`${kind}_${name}`, text]));
 
 const en = {
   editor: "Schedule editor",
   startFrom: "Start from",
   startTip: "Write the phases of “{preset}” into the text.",
   workOf: "attention work of dense",
-  workUnknown: "the selector decides while sampling",
+  workAbout: "attention work of dense, estimated from {selectors}",
+  workUnknown: "attention work of dense: it depends on {selectors}",
+  quoted: "“{selector}”",
   stepsLine: "{steps} steps: {dense} dense, {sparse} sparse",
   tokensLine: "{tokens} tokens, tiles of {tile}",
   seconds: "{seconds} of attention instead of {dense} ({pace})",
@@ -20,6 +28,7 @@ const en = {
     "the FPSAttention Preview node names it.",
   otherSize: "No seconds: this size was not measured on this card. Run the FPSAttention Benchmark node at " +
     "{width} × {height}, {frames} frames ({tokens} tokens).",
+  openSeconds: "No seconds: the amount of work is not known before the run.",
   view: "Shown for",
   viewTip: "only in this picture; the run itself takes nothing from here",
   take: "From the workflow", takeTip: "Take size, frames, steps and shift from the nodes of this workflow.",
@@ -38,7 +47,9 @@ const en = {
   stepTip: "Step {step} (the first of {steps} is 0), σ {sigma}: phase {phase}, {what}",
   dense: "dense",
   density: "density {density}",
-  unknown: "density decided while sampling",
+  unknown: "density not known before the run",
+  unknownAbout: "density about {density} (“{selector}”)",
+  open: "not known before the run",
   sofar: "work so far",
   noise: "σ 1", video: "σ 0",
   dragEnd: "Drag: end of phase {phase}, σ {sigma}",
@@ -51,7 +62,14 @@ const en = {
   granularityLabel: "Phase {phase}: tiles along each side that share an FP8 scale",
   extentLabel: "Phase {phase}: window along {axis}, in latent tokens, percent, or all",
   patternLabel: "Phase {phase}: window, or what chooses the tiles",
-  argumentLabel: "Phase {phase}: arguments of {word}",
+  numberLabel: "Phase {phase}: {number} of {word}",
+  numberOne: "Number: {name}, {bounds}.",
+  numberFirst: "First number: {name}, {bounds}.",
+  numberMore: "Second number, if any: {name}, {bounds}.",
+  optional: "optional", bounds: "{low} to {high}", boundsAbove: "above {low} to {high}",
+  wordDoes: "{word}: {says}.",
+  ...named("word", Object.entries(SAYS)),
+  ...named("number", Object.values(ARGUMENTS).flat().map(({ name }) => [name, name])),
   moveLabel: "Phase {phase}: move with the arrow keys or by dragging",
   removeLabel: "Remove phase {phase}",
   add: "Add phase",
@@ -68,7 +86,9 @@ const en = {
   tilesAt: "Query tile {at}.",
   tilesDense: "Dense: every token sees every token.",
   tilesFull: "Full window: every token sees every token.",
-  tilesSelector: "“{selector}” chooses the tiles while sampling.",
+  tilesHeads: "Decided by the head table.",
+  tilesOnline: "Decided in every call.",
+  tilesAbout: "Decided in every call, about {share} of all tiles.",
   preset: "The preset “{preset}” runs, not the text above. The first change here copies it into the text and selects " +
     "“custom”.",
   forTrained: "“{preset}” is meant for jointly trained weights: with others the content of the video changes.",
@@ -88,7 +108,9 @@ const zh = {
   startFrom: "起始预设",
   startTip: "把“{preset}”的各阶段写入文本。",
   workOf: "相对稠密的注意力计算量",
-  workUnknown: "由选择器在采样时决定",
+  workAbout: "相对稠密的注意力计算量，按 {selectors} 估计",
+  workUnknown: "相对稠密的注意力计算量：由 {selectors} 决定",
+  quoted: "“{selector}”",
   stepsLine: "{steps} 步：{dense} 步稠密，{sparse} 步稀疏",
   tokensLine: "{tokens} 个 token，图块 {tile}",
   seconds: "注意力 {seconds}，稠密为 {dense}（{pace}）",
@@ -101,6 +123,7 @@ const zh = {
   noSeconds: "用 FPSAttention Benchmark 节点在本显卡上测量这些步骤所用的注意力后，这里会显示秒数；缺少哪些，见 FPSAttention Preview 节点。",
   otherSize: "没有秒数：本显卡没有测量过这一尺寸。请用 FPSAttention Benchmark 节点按 {width} × {height}、{frames} 帧" +
     "（{tokens} 个 token）测量。",
+  openSeconds: "没有秒数：计算量在运行前未知。",
   view: "显示条件",
   viewTip: "只影响本图，不影响实际运行",
   take: "取自工作流", takeTip: "从本工作流的节点读取尺寸、帧数、步数和 shift。",
@@ -119,7 +142,9 @@ const zh = {
   stepTip: "第 {step} 步（共 {steps} 步，从 0 算起），σ {sigma}：阶段 {phase}，{what}",
   dense: "稠密",
   density: "密度 {density}",
-  unknown: "密度在采样时决定",
+  unknown: "密度在运行前未知",
+  unknownAbout: "密度约 {density}（“{selector}”）",
+  open: "运行前未知",
   sofar: "累计计算量",
   noise: "σ 1", video: "σ 0",
   dragEnd: "拖动：阶段 {phase} 的终点，σ {sigma}",
@@ -132,7 +157,23 @@ const zh = {
   granularityLabel: "阶段 {phase}：每边共用一个 FP8 缩放系数的图块数",
   extentLabel: "阶段 {phase}：沿{axis}的窗口，潜空间 token 数、百分比或 all",
   patternLabel: "阶段 {phase}：窗口，或由谁选择图块",
-  argumentLabel: "阶段 {phase}：{word} 的参数",
+  numberLabel: "阶段 {phase}：{word} 的{number}",
+  numberOne: "数值：{name}，{bounds}。",
+  numberFirst: "第一个数值：{name}，{bounds}。",
+  numberMore: "第二个数值（可省略）：{name}，{bounds}。",
+  optional: "可省略", bounds: "{low} 到 {high}", boundsAbove: "大于 {low}，至多 {high}",
+  wordDoes: "{word}：{says}。",
+  ...named("word", Object.entries({
+    cdf: "依次选取键图块，直到达到给定的注意力总量（SpargeAttn）",
+    heads: "每个头的模式来自离线得到的头表（Sparse-vDiT）",
+    sta: "每个头使用 STA 的一个窗口，由抽样的行选出",
+    svg: "每个头使用空间或时间模式（SVG）",
+    topk: "按均值选取最重要的键图块",
+  })),
+  ...named("number", Object.entries({
+    "attention mass": "注意力总量", "self-similarity gate": "自相似度门限", density: "密度",
+    "share of key tiles": "键图块的比例",
+  })),
   moveLabel: "阶段 {phase}：用方向键或拖动来移动",
   removeLabel: "删除阶段 {phase}",
   add: "添加阶段",
@@ -149,7 +190,9 @@ const zh = {
   tilesAt: "查询图块 {at}。",
   tilesDense: "稠密：每个 token 都能看到所有 token。",
   tilesFull: "完整窗口：每个 token 都能看到所有 token。",
-  tilesSelector: "“{selector}”在采样时选择图块。",
+  tilesHeads: "由头表决定。",
+  tilesOnline: "每次调用时决定。",
+  tilesAbout: "每次调用时决定，约为全部图块的 {share}。",
   preset: "实际运行的是预设“{preset}”，而不是上面的文本。在此首次修改时会复制到文本，并切换为“custom”。",
   forTrained: "“{preset}”适用于联合训练过的权重：用于其他权重时，视频内容会改变。",
   linked: "只读：调度来自已连接的输入。断开连接后可在此编辑。",
@@ -169,6 +212,12 @@ export function words(locale) {
   const table = String(locale).toLowerCase().startsWith("zh") ? zh : en;
   return (key, values = {}) => table[key].replace(/\{(\w+)\}/g, (_, name) => String(values[name]));
 }
+
+/** What each number of a selector's word is, a sentence each.
+ * @param {string} word @param {(key: string, values?: object) => string} say @returns {string[]} */
+export const numbersOf = (word, say) => ARGUMENTS[word].map(({ name, low, high, above, required }, i, all) =>
+  say(!required ? "numberMore" : all.length === 1 ? "numberOne" : "numberFirst",
+    { name: say(`number_${name}`), bounds: say(above ? "boundsAbove" : "bounds", { low, high }) }));
 
 /** All tables, for the test that holds them to the same keys. */
 export const TABLES = { en, zh };

@@ -63,6 +63,7 @@ const CSS = `
 .fps-legend .fps-key-fp8 { color: var(--fps-fp8); } .fps-legend .fps-key-bf16 { color: var(--fps-bf16); }
 .fps-legend .fps-key-dense { background: repeating-linear-gradient(135deg, var(--fps-dense) 0 2px,
   var(--fps-dense-ground) 2px 5px); }
+.fps-legend .fps-key-unknown { background: none; border: 1px dashed var(--fps-edge); }
 .fps-legend .fps-key-work { height: 3px; color: var(--fps-work); vertical-align: 3px; width: 14px; }
 @container (max-width: 450px) { .fps-panels { grid-template-columns: minmax(0, 1fr); } }
 
@@ -75,12 +76,14 @@ const CSS = `
 .fps-rule { fill: var(--fps-line); } .fps-rule.fps-on { fill: var(--fps-edge); }
 .fps-bar { cursor: pointer; }
 .fps-bar.fps-fp8 { fill: var(--fps-fp8); } .fps-bar.fps-bf16 { fill: var(--fps-bf16); }
-.fps-bar.fps-unknown { fill: none; stroke: var(--fps-edge); stroke-dasharray: 3 3; }
+.fps-bar.fps-unknown { fill-opacity: .22; stroke: var(--fps-fp8); stroke-dasharray: 3 2; }
+.fps-bar.fps-unknown.fps-bf16 { stroke: var(--fps-bf16); }
 .fps-bar.fps-dim { opacity: .62; }
 .fps-dense-ground { fill: var(--fps-dense-ground); } .fps-dense-stroke { fill: var(--fps-dense); }
 .fps-line, .fps-line-under { fill: none; stroke: var(--fps-work); stroke-width: 2; pointer-events: none;
   stroke-linejoin: round; }
 .fps-line-under { stroke: var(--fps-panel); stroke-width: 4; opacity: .55; }
+.fps-plot .fps-question { fill: var(--fps-text); font-weight: 600; }
 .fps-dot { fill: var(--fps-work); stroke: var(--fps-panel); stroke-width: 1.5; pointer-events: none; }
 .fps-end line { stroke: var(--fps-edge); stroke-dasharray: 2 3; pointer-events: none; }
 .fps-knob { fill: var(--fps-edge); stroke: var(--fps-panel); stroke-width: 1.5; pointer-events: none; }
@@ -97,19 +100,22 @@ const CSS = `
 .fps-edge { fill: none; stroke: var(--fps-text); stroke-opacity: .75; }
 .fps-query { fill: var(--fps-text); stroke: var(--fps-ground); }
 .fps-query-dot { fill: var(--fps-ground); }
-.fps-caption { color: var(--fps-soft); font-size: 11px; line-height: 1.35; margin-top: 4px !important; }
+.fps-caption { color: var(--fps-soft); font-size: 11px; line-height: 1.35; margin-top: 4px; }
+.fps-caption.fps-told { display: grid; gap: 6px; font-size: 12px; margin: 4px 2px; }
+.fps-told > :first-child { color: var(--fps-text); }
 
 .fps-scroll { position: relative; flex: none; }
 .fps-table { width: 100%; border-collapse: collapse; table-layout: fixed; font: inherit; color: inherit; }
 .fps-table th, .fps-table td { padding: 2px; text-align: left; font-weight: 400; vertical-align: middle; border: 0; }
-.fps-table thead th { color: var(--fps-soft); font-size: 11px; padding: 0 2px 2px 9px; white-space: nowrap; }
+.fps-table thead th { color: var(--fps-soft); font-size: 11px; padding: 0 2px 2px 7px; white-space: nowrap; }
 .fps-table thead th.fps-right { padding-right: 6px; }
 .fps-table .fps-number { width: 42px; padding-left: 0; }
-.fps-table th:nth-child(3), .fps-table th:nth-child(4) { width: 14.5%; }
-.fps-table thead th.fps-right { width: 56px; }
-.fps-table.fps-patterns th:nth-child(3) { width: 14%; } .fps-table.fps-patterns th:nth-child(4) { width: 12%; }
-.fps-table.fps-patterns th:nth-child(5) { width: 16%; }
-.fps-table th:last-child { width: 28px; }
+.fps-table th:nth-child(3) { width: 12.5%; } .fps-table th:nth-child(4) { width: 13%; }
+.fps-table th:nth-child(5) { width: 14.5%; }
+.fps-table thead :is(th:nth-child(3), th:nth-child(4), th:nth-child(5)) { padding-left: 6px; }
+.fps-table thead th.fps-right { width: 54px; }
+.fps-table input.fps-field { padding: 0 5px; }
+.fps-table th:last-child { width: 26px; }
 .fps-table .fps-right { text-align: right; }
 .fps-table .fps-share { color: var(--fps-soft); padding-right: 6px; white-space: nowrap; }
 .fps-table tbody tr.fps-focused > * { background: var(--fps-on); }
@@ -120,6 +126,8 @@ const CSS = `
 .fps-field { font: inherit; color: var(--fps-text); background-color: var(--fps-field); width: 100%; min-width: 0;
   height: 26px; border: 1px solid var(--fps-edge); border-radius: 5px; padding: 0 7px; margin: 0; user-select: text;
   box-shadow: none; }
+.fps-field::placeholder { color: var(--fps-soft); opacity: 1; font-style: italic; }
+.fps-numbers { display: flex; gap: 4px; }
 select.fps-field { padding: 0 2px 0 4px; cursor: pointer; }
 .fps-field:hover:not(:disabled):not([readonly]) { border-color: var(--fps-soft); }
 .fps-field[readonly], .fps-field:disabled { border-color: transparent; background: transparent; cursor: default;
@@ -157,9 +165,8 @@ tr[data-attention="dense"] .fps-grip b { background: var(--fps-dense-ground); co
 .fps-view-field > span { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .fps-view-field .fps-field { font-size: 12px; height: 24px; }
 .fps-view-model { grid-column: span 2; }
-@container (max-width: 450px) {
-  .fps-scroll { overflow-x: auto; } .fps-table { min-width: 440px; } .fps-hint { display: none; }
-}
+@container (max-width: 520px) { .fps-scroll { overflow-x: auto; } .fps-table { min-width: 500px; } }
+@container (max-width: 450px) { .fps-hint { display: none; } }
 @container (max-width: 330px) {
   .fps-view-row { grid-template-columns: repeat(4, minmax(0, 1fr)); }
 }

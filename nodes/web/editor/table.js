@@ -1,10 +1,17 @@
 // The table of phases. Its rows are made once and then only filled, so that the focus stays where it is.
 
 import { ARGUMENTS, ATTENTIONS, GRANULARITIES, SELECTORS } from "../core/known.js";
+import { aboutDensity } from "../core/outlook.js";
 import { formatNumber } from "../core/schedule.js";
 import { follow, html, percent, setText, takes, uid } from "./dom.js";
+import { numbersOf } from "./strings.js";
 
 const AXES = ["t", "h", "w"];
+const WINDOW = "window";
+/** The columns of a selector's numbers. */
+const NUMBERS = Array.from({ length: Math.max(...Object.values(ARGUMENTS).map((each) => each.length)) },
+  (_, i) => `number${i + 1}`);
+const COLUMNS = 10;
 
 /** What the table asks its owner to do.
  * @typedef {{change: (index: number, column: string, value: string | number) => string | null,
@@ -19,13 +26,11 @@ export function phaseTable(act, say) {
   const body = html("tbody");
   const head = html("tr", {},
     html("th", { scope: "col", class: "fps-number" }, html("span", { class: "fps-unseen" }, say("phase"))),
-    ...["until", "attention", "granularity"].map((key) => html("th", { scope: "col" }, say(key))),
-    SELECTORS.length ? html("th", { scope: "col" }, say("pattern")) : null,
-    ...AXES.map((axis) => html("th", { scope: "col", title: say(axis) },
-      SELECTORS.length ? axis : `${say("window")} ${axis}`)),
+    ...["until", "attention", "granularity", "pattern"].map((key) => html("th", { scope: "col" }, say(key))),
+    ...AXES.map((axis) => html("th", { scope: "col", title: say(axis) }, axis)),
     html("th", { scope: "col", class: "fps-right" }, say("share")),
     html("th", { scope: "col" }, html("span", { class: "fps-unseen" }, say("remove"))));
-  const element = html("table", { class: SELECTORS.length ? "fps-table fps-patterns" : "fps-table" },
+  const element = html("table", { class: "fps-table" },
     html("caption", { class: "fps-unseen" }, say("phases")), html("thead", {}, head), body);
   /** @type {ReturnType<typeof phaseRow>[]} */
   const rows = [];
@@ -52,7 +57,7 @@ export function phaseTable(act, say) {
 function phaseRow(index, id, act, say, elements) {
   const phase = index + 1;
   const fields = {};
-  const sentences = html("td", { colspan: 9 + (SELECTORS.length ? 1 : 0) });
+  const sentences = html("td", { colspan: COLUMNS });
   const problem = html("tr", { class: "fps-problem", hidden: true }, sentences);
   let committing = false;
 
@@ -109,7 +114,8 @@ function phaseRow(index, id, act, say, elements) {
           report(column, null);
         } else if (!event.altKey && (event.key === "ArrowUp" || event.key === "ArrowDown")) {
           event.preventDefault();
-          const next = stepped(column, field.value, event.key === "ArrowUp" ? 1 : -1, event.shiftKey);
+          const number = ARGUMENTS[fields.pattern.value]?.[NUMBERS.indexOf(column)];
+          const next = stepped(column, field.value, event.key === "ArrowUp" ? 1 : -1, event.shiftKey, number);
           if (next !== null && !field.readOnly) commit(column, next);
         }
       },
@@ -121,7 +127,8 @@ function phaseRow(index, id, act, say, elements) {
   function choice(column, label, options) {
     const field = html("select", { class: "fps-field", "aria-label": label, "data-column": column,
       onchange: () => commit(column) },
-    ...options.map((name) => html("option", { value: name }, name)));
+    ...options.map((option) => html("option", { value: option.value ?? option, title: option.title },
+      option.name ?? option)));
     fields[column] = field;
     return field;
   }
@@ -167,12 +174,13 @@ function phaseRow(index, id, act, say, elements) {
     until: cell(text("until", say("untilLabel", { phase }))),
     attention: cell(choice("attention", say("attentionLabel", { phase }), ATTENTIONS)),
     granularity: cell(choice("granularity", say("granularityLabel", { phase }), GRANULARITIES)),
-    pattern: SELECTORS.length
-      ? cell(choice("pattern", say("patternLabel", { phase }), [say("window"), ...SELECTORS])) : null,
+    pattern: cell(choice("pattern", say("patternLabel", { phase }), [{ value: WINDOW, name: say("window") },
+      ...SELECTORS.map((word) => ({ value: word, name: word, title: say(`word_${word}`) }))])),
   };
   const extents = AXES.map((axis) => cell(text(axis, say("extentLabel", { phase, axis: say(axis) }))));
-  const argument = SELECTORS.length ? cell(text("argument", "")) : null;
-  argument?.setAttribute("colspan", "3");
+  const numbers = html("div", { class: "fps-numbers" }, ...NUMBERS.map((column) => text(column, "")));
+  const numbersCell = cell(numbers);
+  numbersCell.setAttribute("colspan", String(AXES.length));
   const element = html("tr", {
     "data-phase": index,
     onfocusin: () => act.focus(index),
@@ -184,7 +192,7 @@ function phaseRow(index, id, act, say, elements) {
       event.stopPropagation();
       if (settled(event.target.dataset.column)) act.move(index, index + by, true);
     },
-  }, html("th", { scope: "row", class: "fps-number" }, grip), ...Object.values(cells), ...extents, argument,
+  }, html("th", { scope: "row", class: "fps-number" }, grip), ...Object.values(cells), ...extents, numbersCell,
   share, cell(remove));
 
   /** Show a value, except over what somebody is writing. */
@@ -219,19 +227,34 @@ function phaseRow(index, id, act, say, elements) {
       show(axis, extent === null || extent === undefined ? "all" : String(extent), row.window === null);
       extents[a].hidden = row.selector !== null;
     });
-    if (SELECTORS.length) {
-      const [word, ...rest] = row.selector?.split(" ") ?? [say("window")];
-      show("pattern", word, dense);
-      show("argument", rest.join(" "));
-      fields.argument.setAttribute("aria-label", say("argumentLabel", { phase, word }));
-      argument.hidden = row.selector === null;
-    }
+    showSelector(row.selector?.split(" ") ?? [WINDOW], dense);
     const density = state.densities?.[i];
-    setText(share, density === undefined ? "" : density === null ? "?" : percent(density));
+    const about = density === null ? aboutDensity(row) : null;
+    const open = about === null ? "?" : `≈ ${percent(about)}`;
+    setText(share, density === undefined ? "" : density === null ? open : percent(density));
+    share.title = density === null ? say("unknown") : "";
     for (const field of Object.values(fields)) field.disabled = state.readOnly;
     fields.until.readOnly = last;
     remove.disabled = state.readOnly || state.rows.length < 2;
     grip.setAttribute("aria-disabled", String(state.readOnly || state.rows.length < 2));
+  }
+
+  function showSelector([word, ...given], dense) {
+    const wanted = ARGUMENTS[word] ?? [];
+    // What was being written belongs to the former word.
+    if (fields.pattern.dataset.shown !== word) for (const column of NUMBERS) delete fields[column].dataset.shown;
+    show("pattern", word, dense);
+    fields.pattern.title = word === WINDOW ? "" : say("wordDoes", { word, says: say(`word_${word}`) });
+    NUMBERS.forEach((column, i) => {
+      show(column, given[i] ?? "", i >= wanted.length);
+      if (i >= wanted.length) return;
+      const label = { phase, number: say(`number_${wanted[i].name}`), word };
+      fields[column].setAttribute("aria-label", say("numberLabel", label));
+      fields[column].title = numbersOf(word, say)[i];
+      fields[column].placeholder = wanted[i].required ? "" : say("optional");
+    });
+    numbers.hidden = !wanted.length;
+    numbersCell.hidden = word === WINDOW;
   }
 
   const focus = (column) => {
@@ -242,9 +265,18 @@ function phaseRow(index, id, act, say, elements) {
   return { element, problem, update, focus };
 }
 
-/** The next value of a field: hundredths of sigma, whole tokens, steps of 5 %, and "all" above 100 %.
+/** The next value of a field: hundredths of sigma and of a selector's number, whole tokens, steps of 5 %, and "all" above
+ * 100 %; null where there is none.
+ * @param {string} column @param {string} value @param {1 | -1} by @param {boolean} large
+ * @param {{low: number, high: number, above: boolean}} [number] the bounds of a selector's number
  * @returns {string | null} */
-export function stepped(column, value, by, large) {
+export function stepped(column, value, by, large, number) {
+  if (number) {
+    const now = value.trim() ? Number(value) : NaN;
+    const next = Math.round((now + by * (large ? 0.1 : 0.01)) * 1e4) / 1e4;
+    const inside = Math.max(number.low, Math.min(number.high, next));
+    return Number.isNaN(inside) || inside === now || (number.above && inside === number.low) ? null : String(inside);
+  }
   if (column === "until") {
     const next = Number(value) + by * (large ? 0.05 : 0.01);
     return Number.isFinite(next) ? formatNumber(Math.round(next * 1e4) / 1e4) : null;
@@ -259,15 +291,21 @@ export function stepped(column, value, by, large) {
 }
 
 /** The columns of a row that a field's value means.
- * @param {import("../core/rows.js").Row} row @param {string} column @param {string} value
- * @param {(key: string) => string} say @returns {object} */
-export function changeOf(row, column, value, say) {
+ * @param {import("../core/rows.js").Row} row @param {string} column @param {string} value @returns {object} */
+export function changeOf(row, column, value) {
   if (column === "attention" || column === "granularity") return { [column]: value };
   if (column === "pattern") {
-    if (value === say("window")) return { selector: null };
-    return { selector: [value, ARGUMENTS[value]].filter(Boolean).join(" "), window: null };
+    if (value === WINDOW) return { selector: null };
+    const examples = ARGUMENTS[value].filter((each) => each.required).map((each) => each.example);
+    return { selector: [value, ...examples].join(" "), window: null };
   }
-  if (column === "argument") return { selector: [row.selector.split(" ")[0], value.trim()].filter(Boolean).join(" ") };
+  if (NUMBERS.includes(column)) {
+    const [word, ...numbers] = row.selector.split(" ");
+    const at = NUMBERS.indexOf(column);
+    numbers[at] = value.trim();
+    // Without a number those behind it would change their meaning.
+    return { selector: [word, ...(numbers[at] ? numbers : numbers.slice(0, at))].join(" ") };
+  }
   const window = [...row.window];
   window[AXES.indexOf(column)] = value.trim() || "all";
   return { window };

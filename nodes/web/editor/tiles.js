@@ -1,8 +1,12 @@
-// The tile grid of the phase in focus: the frame's tiles at the query's time, and a strip of time beside it.
+// The tile grid of the phase in focus: the frame's tiles at the query's time, and a strip of time beside it. For a
+// selector's word there is no such picture, but what the word does.
 
+import { ONLINE } from "../core/known.js";
+import { aboutDensity } from "../core/outlook.js";
 import { bandStart, windowTiles } from "../core/patterns.js";
 import { isFull } from "../core/schedule.js";
 import { follow, html, percent, setText, svg } from "./dom.js";
+import { numbersOf } from "./strings.js";
 
 const STRIP = 14;
 
@@ -10,7 +14,7 @@ const STRIP = 14;
  * @param {(key: string, values?: object) => string} say */
 export function tilePicture(say) {
   const image = svg("svg", { class: "fps-tiles", "aria-hidden": "true" });
-  const caption = html("p", { class: "fps-caption", "aria-live": "polite" });
+  const caption = html("div", { class: "fps-caption", "aria-live": "polite" });
   const box = html("div", { class: "fps-tiles-box", role: "application", tabindex: 0, onkeydown: press,
     onpointerdown: point }, image);
   const element = html("div", { class: "fps-tiles-panel" }, box, caption);
@@ -64,9 +68,13 @@ export function tilePicture(say) {
   }
 
   function draw() {
-    const { clientWidth: width, clientHeight: height } = box;
-    if (!state?.tiling || width < 40 || height < 40) return;
+    if (!state?.tiling) return;
     const row = state.rows[state.focus];
+    box.hidden = row.selector !== null;
+    caption.classList.toggle("fps-told", box.hidden);
+    if (box.hidden) return tell(row);
+    const { clientWidth: width, clientHeight: height } = box;
+    if (width < 40 || height < 40) return;
     const [nt, nh, nw] = pieces();
     const side = Math.min((width - 2) / nw / state.tiling.tile[2], (height - STRIP - 12) / nh / state.tiling.tile[1]);
     const [stepW, stepH] = [side * state.tiling.tile[2], side * state.tiling.tile[1]];
@@ -75,7 +83,7 @@ export function tilePicture(say) {
     shape = { width, height, left: (width - frameWidth) / 2, top, bottom: top + stepH * nh + 5, stepW, stepH,
       stepT: frameWidth / nt };
     image.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    const k = isFull(row) ? pieces() : row.window === null ? null : windowTiles(row.window, state.tiling);
+    const k = isFull(row) ? pieces() : windowTiles(row.window, state.tiling);
     image.replaceChildren(...frame(k), ...strip(k));
     setText(caption, captionOf(row, k));
   }
@@ -84,26 +92,34 @@ export function tilePicture(say) {
     const [, nh, nw] = pieces();
     const [, qh, qw] = query();
     const { left, top, stepW, stepH } = shape;
-    return grid(left, top, nw, nh, stepW, stepH, k && [bandStart(qw, nw, k[2]), k[2], bandStart(qh, nh, k[1]), k[1]],
+    return grid(left, top, nw, nh, stepW, stepH, [bandStart(qw, nw, k[2]), k[2], bandStart(qh, nh, k[1]), k[1]],
       [qw, qh]);
   }
 
   function strip(k) {
     const nt = pieces()[0];
     const qt = query()[0];
-    return grid(shape.left, shape.bottom + 4, nt, 1, shape.stepT, STRIP, k && [bandStart(qt, nt, k[0]), k[0], 0, 1],
-      [qt, 0]);
+    return grid(shape.left, shape.bottom + 4, nt, 1, shape.stepT, STRIP, [bandStart(qt, nt, k[0]), k[0], 0, 1], [qt, 0]);
   }
 
   function captionOf(row, k) {
     if (row.attention === "dense") return say("tilesDense");
     if (isFull(row)) return say("tilesFull");
-    if (k === null) return say("tilesSelector", { selector: row.selector });
     const all = pieces().reduce((a, b) => a * b, 1);
     const seen = k.reduce((a, b) => a * b, 1);
     const at = query().map((i) => i + 1).join(", ");
     return `${say("tilesCaption", { seen, all, k: k.join("×"), n: pieces().join("×") })} (${percent(seen / all)}). ` +
       say("tilesAt", { at });
+  }
+
+  /** What a selector's word does, who decides, and what its numbers are. */
+  function tell(row) {
+    const [word] = row.selector.split(" ");
+    const about = aboutDensity(row);
+    const decided = !ONLINE.includes(word) ? say("tilesHeads") : about === null ? say("tilesOnline") :
+      say("tilesAbout", { share: percent(about) });
+    const lines = [say("wordDoes", { word, says: say(`word_${word}`) }), decided, ...numbersOf(word, say)];
+    if (caption.textContent !== lines.join("")) caption.replaceChildren(...lines.map((line) => html("p", {}, line)));
   }
 
   return { element, update, destroy: () => observer.disconnect() };
@@ -120,13 +136,13 @@ function grid(left, top, columns, rows, wide, high, seen, [column, row]) {
   }
   return [
     svg("rect", { x: left, y: top, width: right - left, height: bottom - top, class: "fps-unlit" }),
-    seen ? svg("rect", { x: left + seen[0] * wide, y: top + seen[2] * high, width: seen[1] * wide,
-      height: seen[3] * high, class: "fps-lit" }) : null,
+    svg("rect", { x: left + seen[0] * wide, y: top + seen[2] * high, width: seen[1] * wide,
+      height: seen[3] * high, class: "fps-lit" }),
     svg("path", { d: lines.join(""), class: "fps-mesh" }),
-    seen ? svg("rect", { x: left + seen[0] * wide, y: top + seen[2] * high, width: seen[1] * wide,
-      height: seen[3] * high, class: "fps-edge" }) : null,
+    svg("rect", { x: left + seen[0] * wide, y: top + seen[2] * high, width: seen[1] * wide,
+      height: seen[3] * high, class: "fps-edge" }),
     svg("rect", { x: left + column * wide, y: top + row * high, width: wide, height: high, class: "fps-query" }),
     svg("circle", { cx: left + (column + 0.5) * wide, cy: top + (row + 0.5) * high,
       r: Math.max(1, Math.min(2.5, wide / 4, high / 4)), class: "fps-query-dot" }),
-  ].filter(Boolean);
+  ];
 }
