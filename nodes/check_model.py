@@ -54,6 +54,10 @@ def _file(report: Report, model: Any) -> list[str]:
     tile = "x".join(map(str, header.tile)) if header.tile else "chosen per size"
     by = header.trainer or "an unnamed trainer"
     lines = [f"trained by {by}, {header.step} steps, {header.slots} slots per tile, tile {tile}"]
+    if header.heads is not None:
+        lines.append(f"with a head table for {header.heads.layers} layers of {header.heads.heads} heads")
+        if problem := header.heads.misfit(facts.layers, facts.heads):
+            report.do(f"Replace the model file: {problem}")
     return lines + [f"  {line.strip()}" for line in header.schedule.format().splitlines() if not line.startswith("#")]
 
 

@@ -8,6 +8,7 @@ from ._api import ComfyExtension, io
 from .apply import FPSAttentionApply
 from .benchmark import FPSAttentionBenchmark
 from .check import FPSAttentionCheck
+from .heads import FPSAttentionLoadHeads, register_folder
 from .host import MINIMUM_HOST, host_version
 from .load import FPSAttentionLoadWan
 from .preview import FPSAttentionPreview
@@ -23,9 +24,10 @@ class FPSAttentionExtension(ComfyExtension):
     """The pack's nodes."""
 
     async def on_load(self) -> None:
-        """Offer the route to the measured times, and say in one sentence if the host is older than what Wan needs to
-        publish its token grid."""
+        """Offer the route to the measured times, name the folders of head tables, and say in one sentence if the host
+        is older than what Wan needs to publish its token grid."""
         register_routes()
+        register_folder()
         version = host_version()
         if version is not None and version < MINIMUM_HOST:
             logger.warning(
@@ -40,6 +42,7 @@ class FPSAttentionExtension(ComfyExtension):
             FPSAttentionLoadWan,
             FPSAttentionApply,
             FPSAttentionSchedule,
+            FPSAttentionLoadHeads,
             FPSAttentionReport,
             FPSAttentionPreview,
             FPSAttentionBenchmark,

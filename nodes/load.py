@@ -162,6 +162,9 @@ def describe(model_name: str, header: Header) -> str:
     lines = [f"# {one_line(model_name)}: trained with this schedule, {header.slots} slots per tile, tile {tile}"]
     if header.step:
         lines[0] += f", {header.step} steps"
+    if header.heads is not None:
+        table = header.heads
+        lines.append(f"# with a head table for {table.layers} layers of {table.heads} heads")
     return "\n".join(lines) + "\n" + header.schedule.format()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..kernels.checkpoint import Header, HeaderError
+from ..kernels.head_table import HeadTable
 from ..kernels.outlook import PIXELS_PER_TOKEN
 from .layout import is_wan
 from .model_input import diffusion_model_of
@@ -21,7 +22,8 @@ __all__ = ["ModelFacts", "compute_dtype", "model_facts", "model_shift"]
 class ModelFacts:
     """A Wan model's shape; ``pixels`` is the side of a token, ``shift`` None where it cannot be told.
 
-    ``backend`` is the one that a patch of ours on the model names.
+    ``backend`` is the one that a patch of ours on the model names, ``table`` the head table of that patch, else the
+    file's.
     """
 
     kind: str
@@ -35,11 +37,13 @@ class ModelFacts:
     header: Header | None
     problem: str | None = None
     backend: str = "auto"
+    table: HeadTable | None = None
 
     @property
     def tiles(self) -> dict[str, Any]:
-        """The tile arguments of ``plans_for``: the file's, or none."""
-        return {} if self.header is None else {"slots": self.header.slots, "tile": self.header.tile}
+        """The tile arguments of ``plans_for``: the file's, else the head table's, or none."""
+        trained = self.header or self.table
+        return {} if trained is None else {"slots": trained.slots, "tile": trained.tile}
 
 
 def model_facts(model: Any) -> ModelFacts:
@@ -71,7 +75,14 @@ def model_facts(model: Any) -> ModelFacts:
         header=header,
         problem=problem,
         backend=patched.settings.backend if isinstance(patched, Patched) else "auto",
+        table=_table(patched, header),
     )
+
+
+def _table(patched: Any, header: Header | None) -> HeadTable | None:
+    if isinstance(patched, Patched) and patched.settings.table is not None:
+        return patched.settings.table
+    return None if header is None else header.heads
 
 
 def model_shift(model: Any) -> float | None:

@@ -10,7 +10,7 @@ from PIL import ImageDraw
 
 from .drawing import GRID, INK, MARGIN, PAPER, SOFT, WIDTH, bar, color_of, font, image_tensor, page, share_lines
 from .preview_outlook import PhaseOutlook, Preview
-from .preview_text import grid_line, headline, percent, seconds_lines, tiles_line
+from .preview_text import density_words, grid_line, headline, seconds_lines, tiles_line
 
 PLOT = 220
 _TOP = 128
@@ -94,7 +94,7 @@ def _panel(draw: ImageDraw.ImageDraw, preview: Preview, phase: PhaseOutlook, lef
     draw.text((left + 24, top + 7), _title(phase), font=font(14), fill=INK, anchor="lm")
     detail = "until sigma " + f"{phase.phase.until:g}, {_steps(phase)}"
     if not dense:
-        detail += f", density {percent(phase.density)}"
+        detail += f", density {density_words(phase)}"
     draw.text((left, top + 24), detail, font=font(13), fill=SOFT)
     if phase.axes is None:
         for number, line in enumerate(textwrap.wrap(tiles_line(phase), 44)):

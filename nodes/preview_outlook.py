@@ -9,22 +9,30 @@ from ..kernels.attention import chosen_backends
 from ..kernels.calibration import Calibration
 from ..kernels.expected import RunSeconds, all_stay_dense, run_seconds
 from ..kernels.grid import GridError, Tiling, TokenGrid, choose_tiling
+from ..kernels.head_table import HeadTable
 from ..kernels.outlook import PIXELS_PER_TOKEN, StepOutlook, sampler_sigmas, step_outlooks
 from ..kernels.patterns import Window, band
 from ..kernels.plan import plans_for
 from ..kernels.schedule import Phase, Schedule, ScheduleError
 from .host import HEAD_DIM, current_backends, current_card, host_attention
 from .model_facts import model_facts
+from .sentence import one_line
 from .video_size import missing_problem, sampling_problem, token_grid, video_words
 
 # What is told where no model is connected: the sizes of Wan.
 KNOWN_MODELS = (("Wan 1.3B", 30, 12), ("Wan 14B", 40, 40))
 
+NO_TABLE = (
+    "the schedule says 'heads', whose density a head table decides: connect the MODEL of FPSAttention (Wan) that has "
+    "the table from Load Head Patterns, or of a file that carries one."
+)
+
 
 @dataclass(frozen=True)
 class PhaseOutlook:
     """One phase on the grid: its steps, its tiles along (t, h, w), which of them a middle query tile sees as
-    ``(query, first, number)`` per axis, and its density (None: a selector decides while sampling)."""
+    ``(query, first, number)`` per axis, and its density (None: a selector decides while sampling, or a head table that
+    is not known; where one is, the mean over the phase's steps)."""
 
     index: int
     phase: Phase
@@ -118,18 +126,21 @@ def outlook(
     head_dim: int = HEAD_DIM,
     backends: dict[str, str | None] | None = None,
     dense: str | None = None,
+    table: HeadTable | None = None,
 ) -> Preview:
     """Return the outlook; seconds for every (name, layers, heads) of ``models`` that ``calibration`` knows ``card``
-    and ``backends`` for. ``dense`` is the attention that the host's dense steps run."""
+    and ``backends`` for. ``dense`` is the attention that the host's dense steps run, ``table`` what a schedule that
+    says ``heads`` needs."""
     sigmas = sampler_sigmas(steps, shift)[:-1]
-    outlooks = step_outlooks(schedule, grid, sigmas, slots=slots, tile=tile)
+    outlooks = step_outlooks(schedule, grid, sigmas, slots=slots, tile=tile, table=table)
     phases = []
     for index, phase in enumerate(schedule.phases):
         # Alone, because ends that nearly touch share their sigmas.
         alone = plans_for(Schedule((replace(phase, until=0.0),)), grid, 1, slots=slots, tile=tile)
         tiling = alone.tiling(0.0)
         here = [step for step in outlooks if step.phase == index]
-        phases.append(PhaseOutlook(index, phase, here, tiling, _axes(phase, tiling), alone.density(0.0)))
+        density = _by_heads(here) if phase.uses_heads else alone.density(0.0)
+        phases.append(PhaseOutlook(index, phase, here, tiling, _axes(phase, tiling), density))
     calibration = calibration or Calibration()
     tiles = {"slots": slots, "tile": choose_tiling(grid, slots, tile).tile, "backends": backends}
 
@@ -151,6 +162,12 @@ def outlook(
             missing[kind] = elsewhere and elsewhere.entry["tokens"]
     notes = list(notes or [])
     return Preview(schedule, video, grid, shift, slots, tile, outlooks, phases, notes, seconds, missing, backends)
+
+
+def _by_heads(steps: list[StepOutlook]) -> float | None:
+    """Return the mean density of steps that a head table decides, None where there is none."""
+    each = [step.density for step in steps]
+    return None if None in each or not each else sum(each) / len(each)
 
 
 def _runs(step: StepOutlook, backends: dict[str, str | None] | None) -> tuple[str, str | None]:
@@ -193,7 +210,7 @@ def make_preview(
     if problem := missing_problem(steps=steps, shift=shift) or sampling_problem(steps, shift):
         raise GridError(problem)
     pixels, tiles, notes, models, head_dim = PIXELS_PER_TOKEN, {}, [], KNOWN_MODELS, HEAD_DIM
-    backends = current_backends()
+    backends, table = current_backends(), None
     if model is not None:
         facts = model_facts(model)
         pixels, tiles, head_dim = facts.pixels, facts.tiles, facts.head_dim
@@ -207,6 +224,12 @@ def make_preview(
             taken.append(f"shift {shift:g}")
         notes.append(f"taken from the model: {', '.join(taken)}.")
         notes += [facts.problem] if facts.problem else []
+        table = facts.table
+        if schedule.uses_heads and table is not None and (problem := table.misfit(facts.layers, facts.heads)):
+            notes.append(one_line(problem))
+            table = None
+    if schedule.uses_heads and table is None:
+        notes.append(NO_TABLE)
     grid = token_grid(width, height, frames, pixels)
     dense, _ = host_attention()
     calibration = Calibration.load().preferring(dense)
@@ -225,6 +248,7 @@ def make_preview(
         head_dim=head_dim,
         backends=backends,
         dense=dense,
+        table=table,
         **tiles,
     )
     return preview, card

@@ -10,9 +10,11 @@ from .preview_outlook import PhaseOutlook, Preview
 MAX_LINES = 60
 
 
-def percent(density: float | None) -> str:
-    """Return ``density`` as text; a selector's is only known while sampling."""
-    return "chosen while sampling" if density is None else f"{density:.1%}"
+def density_words(phase: PhaseOutlook) -> str:
+    """Return the density of ``phase`` as text; a selector's is only known while sampling, a head table's with it."""
+    if phase.density is not None:
+        return f"{phase.density:.1%}"
+    return "in the head table" if phase.phase.uses_heads else "chosen while sampling"
 
 
 def headline(preview: Preview) -> str:
@@ -20,8 +22,15 @@ def headline(preview: Preview) -> str:
     count, dense = len(preview.steps), preview.dense_steps
     what = f"{count} step{'s' if count != 1 else ''}: {dense} dense, {count - dense} sparse"
     if preview.work is None:
-        return f"{what}; a selector decides the attention work while sampling."
+        return f"{what}; {_who_decides(preview)}."
     return f"{what}; attention work {preview.work:.1%} of dense."
+
+
+def _who_decides(preview: Preview) -> str:
+    unknown = [preview.schedule.phases[step.phase] for step in preview.steps if step.density is None]
+    if all(phase.uses_heads for phase in unknown):
+        return "a head table, which is not connected, decides the attention work"
+    return "a selector decides the attention work while sampling"
 
 
 def grid_line(preview: Preview) -> str:
@@ -39,7 +48,7 @@ def phase_line(phase: PhaseOutlook) -> str:
         first, last = phase.steps[0].index, phase.steps[-1].index
         steps = f"step {first}" if first == last else f"steps {first}-{last}"
     attention = " ".join(filter(None, [phase.phase.attention, phase.phase.granularity]))
-    window = "" if phase.phase.attention == "dense" else f", {phase.window}: {percent(phase.density)}"
+    window = "" if phase.phase.attention == "dense" else f", {phase.window}: {density_words(phase)}"
     return f"phase {phase.index + 1} (until sigma {phase.phase.until:g}), {steps}: {attention}{window}"
 
 
@@ -48,6 +57,8 @@ def tiles_line(phase: PhaseOutlook) -> str:
     if phase.phase.attention == "dense":
         return "the host's own attention: every token sees every token"
     if phase.axes is None:
+        if phase.phase.uses_heads:
+            return "every head sees the tiles of its own pattern, from a head table"
         return "every token sees every token" if phase.phase.is_full else "a selector chooses the tiles while sampling"
     tile = "x".join(map(str, phase.tiling.tile))
     seen = ", ".join(f"{k} of {n} along {axis}" for axis, (_, _, k), n in zip("thw", phase.axes, phase.tiling.pieces))
@@ -77,7 +88,7 @@ def _why_none(preview: Preview, where: str) -> str:
     if preview.stays_dense:
         return f"sparse steps stay dense{where}; FPSAttention Check says what is missing."
     if preview.work is None:
-        return "a selector decides while sampling what there is to do."
+        return f"{_who_decides(preview)}."
     # Dense attention is measured beside every other.
     missing = {kind: tokens for kind, tokens in preview.unmeasured.items() if kind[0] != "dense"}
     missing = missing or {("dense attention", None): preview.unmeasured.get(("dense", None))}

@@ -14,6 +14,7 @@ const SIZES = {
   FPSAttentionPreview: [560, 560],
   FPSAttentionBenchmark: [560, 560],
   FPSAttentionProfile: [560, 900],
+  FPSAttentionLoadHeads: [560, 560],
 };
 const AROUND = 90;
 const COLOR = "color:var(--input-text, inherit)";

@@ -9,9 +9,13 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fpsattention.kernels.attention import op
+from fpsattention.kernels.grid import TokenGrid
+from fpsattention.kernels.head_table import Band, HeadTable
+from fpsattention.kernels.pattern_text import parse_pattern
 from fpsattention.kernels.schedule import Schedule
 from fpsattention.nodes.patch import apply_patch
 from fpsattention.nodes.settings import Settings
@@ -24,9 +28,9 @@ __import__("sys").modules["fps_interleaved"] = interleaved
 _SPEC.loader.exec_module(interleaved)
 
 
-def patched(host, text: str):
+def patched(host, text: str, table: HeadTable | None = None):
     model = host.Patcher(host.WanModel(heads=1, layers=BLOCKS))
-    return apply_patch(model, Settings(Schedule.parse(text), "the test"))
+    return apply_patch(model, Settings(Schedule.parse(text), "the test", table=table))
 
 
 def caller(host, model, size=(1, 8, 8)):
@@ -51,8 +55,8 @@ def test_a_dense_schedule(host, show_at_end):
     assert result.within(BLOCKS)
 
 
-def test_a_sparse_phase_without_its_kernel(host, show_at_end, monkeypatch):
-    """Everything but the kernel: plans, markers, override, the op's own way through torch."""
+def sparse_parts(host, monkeypatch):
+    """A function that calls a model without self-attention; the kernel is left out as well."""
 
     def nothing(backend, q, k, v, spec):
         stats = torch.empty(q.shape[0], q.shape[2], q.shape[1])
@@ -61,10 +65,28 @@ def test_a_sparse_phase_without_its_kernel(host, show_at_end, monkeypatch):
     monkeypatch.setattr(op, "run_forward", nothing)
     base = host.Patcher(host.WanModel(heads=1, layers=BLOCKS))
     base.model_options["transformer_options"]["optimized_attention_override"] = pass_self
-    result = interleaved.added(caller(host, base), caller(host, patched(host, "0.00 fp8 x1 all 1 1")))
+    return caller(host, base)
+
+
+def test_a_sparse_phase_without_its_kernel(host, show_at_end, monkeypatch):
+    """Everything but the kernel: plans, markers, override, the op's own way through torch."""
+    plain = sparse_parts(host, monkeypatch)
+    result = interleaved.added(plain, caller(host, patched(host, "0.00 fp8 x1 all 1 1")))
     show_at_end(
         "what the patch costs, fake host", result.line("sparse phase without its kernel, 40 blocks", BLOCKS, SPARSE)
     )
+    assert result.within(BLOCKS, SPARSE)
+
+
+def test_a_head_table_without_its_kernel(host, show_at_end, monkeypatch):
+    """Layers and bands with patterns of their own cost what one window for all does."""
+    chosen = np.arange(2 * BLOCKS, dtype=np.uint8).reshape(2, 1, BLOCKS, 1) % 3
+    patterns = tuple(map(parse_pattern, ("window all 50% 50%", "skip", "window 1 all all + first 1")))
+    bands = (Band(0.5, chosen[0]), Band(0.0, chosen[1]))
+    table = HeadTable(patterns, bands, TokenGrid(1, 4, 4), (1, 2, 2), 4)
+    plain = sparse_parts(host, monkeypatch)
+    result = interleaved.added(plain, caller(host, patched(host, "0.00 fp8 x1 heads", table)))
+    show_at_end("what the patch costs, fake host", result.line("head table without its kernel", BLOCKS, SPARSE))
     assert result.within(BLOCKS, SPARSE)
 
 

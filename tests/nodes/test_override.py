@@ -12,6 +12,7 @@ from fpsattention.nodes.layout import control_blocks
 from fpsattention.nodes.override import (
     CONTROL_ALIKE,
     CONTROL_TAKEN,
+    CONTROL_UNKNOWN,
     OUTSIDE,
     REPLACED,
     SKIPPED,
@@ -79,6 +80,36 @@ def test_a_call_behind_another_block_is_not_a_control_block():
     control(call, runs=False)
     call.settle()
     assert (call.step.sparse, call.step.reasons) == (3, {OUTSIDE: 1})
+
+
+def test_control_blocks_that_a_head_table_does_not_know():
+    call = call_of(control=True, repeats=2)
+    call.sparse.control[0] = None
+    block(call, 0)
+    control(call, runs=False)
+    control(call, runs=False)
+    block(call, 1)
+    call.settle()
+    assert (call.step.sparse, call.step.dense, call.step.reasons) == (2, 2, {CONTROL_UNKNOWN: 2})
+
+
+def test_what_an_online_selector_chose_is_counted_per_block():
+    """The control block's counts for the step, and for no block."""
+    plan = plans_for(Schedule.parse("0.00 bf16 - topk 0.5"), GRID, HEADS, slots=16).at(0.5)
+    call = call_of(control=True)
+    call.sparse.plans[:] = [plan, plan]
+    call.sparse.control[0] = plan
+    block(call, 0)
+    control(call)
+    block(call, 1)
+    call.settle()
+    assert call.step.sparse == 3 and call.step.density == 1.0, "not read yet: as planned"
+    call.step.read()
+    assert sorted(call.step.layers) == [0, 1] and call.step.reasons == {}
+    assert 0 < call.step.density < 1
+    before = call.step.density
+    call.step.read()
+    assert call.step.density == before
 
 
 def test_control_blocks_that_another_node_computes():

@@ -22,6 +22,7 @@ MODEL, CLIP, VAE = [("MODEL", "MODEL")], [("CLIP", "CLIP")], [("VAE", "VAE")]
 LATENT, IMAGE, TEXT = [("LATENT", "LATENT")], [("IMAGE", "IMAGE")], [("text", "STRING")]
 SCHEDULE = ("schedule", "FPS_SCHEDULE")
 SCHEDULE_OR_TEXT = ("schedule", "FPS_SCHEDULE,STRING")
+HEADS = ("heads", "FPS_HEADS")
 PROMPTS: Slots = [("positive", "CONDITIONING"), ("negative", "CONDITIONING")]
 SIZE = ["width", "height", "length", "batch_size"]
 
@@ -30,7 +31,7 @@ OURS = {
         "Load FPSAttention Wan", [], ["model_name", "weight_dtype"], [*MODEL, SCHEDULE, *TEXT]
     ),
     "FPSAttentionApply": NodeType(
-        "FPSAttention (Wan)", [("model", "MODEL"), SCHEDULE_OR_TEXT], ["backend", "dense_blocks"], MODEL
+        "FPSAttention (Wan)", [("model", "MODEL"), SCHEDULE_OR_TEXT, HEADS], ["backend", "dense_blocks"], MODEL
     ),
     "FPSAttentionSchedule": NodeType("FPSAttention Schedule", [], ["preset", "schedule"], [SCHEDULE, *TEXT]),
     "FPSAttentionPreview": NodeType(
