@@ -176,7 +176,7 @@ def fusion(
     whether the outputs are equal."""
     rng = np.random.default_rng(seed)
     # About three heads per pattern, as few families in a layer give it.
-    few = rng.choice(len(patterns), min(len(patterns), max(2, call.heads // 3)), replace=False)
+    few = rng.choice(len(patterns), min(len(patterns), max(4, call.heads // 3)), replace=False)
     chosen = rng.permutation(np.resize(few, call.heads))
     calls = heads_fusion.ways(patterns, tiling, call, chosen, inputs)
     found = heads_fusion.compare(calls, clock)
