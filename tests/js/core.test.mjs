@@ -9,7 +9,6 @@ import {
   attentionWork, progressAt, samplerSigmas, sigmaAt, stepOutlooks, videoGrid,
 } from "../../nodes/web/core/outlook.js";
 import { windowDensity, windowTiles } from "../../nodes/web/core/patterns.js";
-import { PRESETS } from "../../nodes/web/core/known.js";
 import { format, parse } from "../../nodes/web/core/schedule.js";
 
 const cases = JSON.parse(readFileSync(new URL("../fixtures/schedule_cases.json", import.meta.url), "utf8"));
@@ -66,10 +65,10 @@ test("runs", () => {
   for (const run of cases.runs) {
     const sigmas = samplerSigmas(run.steps, run.shift);
     sigmas.forEach((sigma, i) => close(sigma, run.sigmas[i], "sigma"));
-    const steps = stepOutlooks(parse(PRESETS[run.preset]), gridOf(run.grid), sigmas.slice(0, -1));
+    const steps = stepOutlooks(parse(run.text), gridOf(run.grid), sigmas.slice(0, -1));
     assert.deepEqual(steps.map((step) => step.phase), run.phases);
-    steps.forEach((step, i) => close(step.density, run.densities[i], run.preset));
-    close(attentionWork(steps), run.work, run.preset);
+    steps.forEach((step, i) => close(step.density, run.densities[i], run.text));
+    close(attentionWork(steps), run.work, run.text);
   }
 });
 
