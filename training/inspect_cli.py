@@ -1,4 +1,4 @@
-"""The command line that tells what a file is: a Wan of which kind and size, a LoRA, or a training state."""
+"""The command line that tells what a file is: a Wan of which kind and size, a LoRA, a head table, a training state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.inspect", description="Tell what a file or folder is, from its headers alone."
     )
-    parser.add_argument("source", type=Path, metavar="FILE", help="weights (a file or folder), a LoRA, or a state")
+    parser.add_argument(
+        "source", type=Path, metavar="FILE", help="weights (a file or folder), a LoRA, a head table, or a state"
+    )
     args = parser.parse_args(argv)
     return exit_code(lambda: _tell(args.source))
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..kernels.checkpoint import Header, HeaderError, read_header, read_metadata
+from ..kernels.grid import choose_tiling
+from ..kernels.head_table import HeadTable, HeadTableError, read_head_table
+from ..kernels.schedule import Schedule
 from .names import HEAD_DIM, KINDS, ModelError
 from .state import MANIFEST, read_manifest
 from .weights import Weights, open_weights
 
 _LORA = (".lora_A.weight", ".lora_down.weight")
+
+MOST_PATTERNS = 8  # that are listed one by one
 
 Lines = list[tuple[str, str]]
 
@@ -26,6 +31,12 @@ def describe(path: str | Path) -> Lines:
             raise ModelError(str(error)) from None
         if any(name.endswith(_LORA) for name in tensors):
             return _lora(path, {name: shape for name, (_, shape) in tensors.items()})
+    if path.is_file() and path.suffix == ".json":
+        try:
+            table = read_head_table(path)
+        except HeadTableError as error:
+            raise ModelError(str(error)) from None
+        return [("file", str(path)), ("kind", "head table"), *_schedule(table.schedule), *_heads(table)]
     return _model(open_weights(path))
 
 
@@ -83,11 +94,38 @@ def _header(header: Header | None) -> Lines:
     if header is None:
         return [("header", "none: an ordinary file, attention is the host's own")]
     tile = "x".join(map(str, header.tile)) if header.tile else "chosen per size"
-    lines = [("header", f"FPSAttention v{header.version}, trained for {header.step} steps by {header.trainer}")]
-    lines += [("schedule" if i == 0 else "", line) for i, line in enumerate(header.schedule.format().splitlines())]
     return [
-        *lines,
+        ("header", f"FPSAttention v{header.version}, trained for {header.step} steps by {header.trainer}"),
+        *_schedule(header.schedule),
+        *([] if header.heads is None else _heads(header.heads)),
         ("tile", f"{tile}, {header.slots} slots"),
         ("fp8", f"{header.fp8_format}, K smoothed: {'yes' if header.smooth_k else 'no'}"),
         ("base", header.base_sha256 or "not recorded"),
     ]
+
+
+def _schedule(schedule: Schedule) -> Lines:
+    return [("schedule" if i == 0 else "", line) for i, line in enumerate(schedule.format().splitlines())]
+
+
+def _heads(table: HeadTable) -> Lines:
+    """Return what a head table holds: its size, its patterns by how many heads use them, its density on its grid."""
+    tiling = choose_tiling(table.grid, table.slots, table.tile)
+    grid, tile = ("x".join(map(str, extents)) for extents in (table.grid.shape, tiling.tile))
+    branches = "prompt and negative prompt apart, " if table.branches > 1 else ""
+    means = [table.head_densities(tiling, band).mean() for band in range(len(table.bands))]
+    per_band = ", ".join(f"{mean:.1%} to sigma {band.until:g}" for mean, band in zip(means, table.bands))
+    counts = table.counts().most_common()
+    whole = sum(number for _, number in counts)
+    lines = [
+        ("heads", f"{table.layers} layers of {table.heads} heads, {branches}on {grid} tokens in tiles of {tile}"),
+        ("", f"mean density there: {per_band}"),
+        *(("", f"{number / whole:6.1%}  {_cut(words)}") for words, number in counts[:MOST_PATTERNS]),
+    ]
+    if rest := counts[MOST_PATTERNS:]:
+        lines.append(("", f"{sum(number for _, number in rest) / whole:6.1%}  {len(rest)} other patterns"))
+    return lines + ([("", f"found on {table.model}")] if table.model else [])
+
+
+def _cut(words: str) -> str:
+    return words if len(words) <= 80 else f"{words[:77]}..."

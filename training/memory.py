@@ -31,6 +31,8 @@ IN_FLIGHT = 2
 # Bytes per number of the largest parameter that AdamW with 8-bit moments unpacks for a moment. Compiled, which it is on
 # a GPU, it needs none of them; this is the plain form, measured.
 UNPACKED = 32
+# Selectors whose every call makes lists for every head.
+PER_CALL = ("topk", "cdf")
 MOMENTS = ("last block's backward", "first block's backward", "optimizer step", "teacher's forward")
 
 
@@ -289,6 +291,7 @@ class _Activations:
             named["block inputs"] = blocks * inputs
             named["attention kept"] = kept - blocks * inputs
             named["recomputed block"] = max(peak, attention) + TEXT[self.config.dtype] * text
+        named["block lists"] = self._lists(blocks if mode == "none" else 1)
         per_dim = OUTSIDE["all" if self.config.lora is None else "lora"]
         outside = per_dim * d * self.batch * self.tokens + (OUTSIDE_PER_TOKEN + ROTARY_PER_TOKEN) * whole
         named["outside the blocks"] = int(outside + TEXT_OUTSIDE[self.config.dtype] * text)
@@ -298,6 +301,23 @@ class _Activations:
         """Return what a forward pass holds that keeps nothing: a block's feed-forward layer, and what comes in."""
         d, f = self.shape.dim, self.shape.ffn_dim
         return int(self.batch * self.tokens * (self.element * (2 * f + 2 * d) + 12 * d))
+
+    def _lists(self, calls: int) -> int:
+        """Return what block lists take that are not small: those of a head table, and those made in each of ``calls``
+        calls and kept until its backward."""
+        attention = self.config.attention.resolved()
+        plans = attention.plans(self.grid, self.shape.heads)
+        largest = 0
+        for phase in attention.schedule.phases:
+            if phase.selector is None:
+                continue
+            pattern = 2 * 4 * plans.tiling(phase.until).count ** 2  # and transposed, whole numbers of 32 bits
+            here = self.batch * self.shape.heads * self.tokens / self.grid.tokens
+            if phase.selector.split()[0] in PER_CALL:
+                largest = max(largest, calls * here * pattern)
+            elif phase.uses_heads and attention.table is not None:
+                largest = max(largest, len(attention.table.patterns) * pattern)
+        return int(largest)
 
     def _workspace(self, cuda: bool) -> int:
         """Return what the attention's backward takes beside its results: tile copies of Q, K, V and the gradient."""
@@ -315,8 +335,5 @@ class _Activations:
 
 
 def _padding(plans, sigma: float) -> float:
-    plan = plans.at(sigma)
-    if plan is None:
-        return 1.0
-    tiles, slots = plan.layout.index.shape
-    return tiles * slots / plan.grid.tokens
+    tiles, slots = plans.tiling(sigma).index.shape
+    return tiles * slots / plans.grid.tokens

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, say: _Say) -> int:
     say(f"{len(dataset.train)} training and {len(dataset.val)} held-out samples of {grid.tokens} tokens")
     trained = fine_tune(config, dataset.train, say)
     say("validating on the held-out part")
-    rows = measure(config, trained, dataset.val, grid, say)
+    rows = measure(config, trained, dataset.val, say)
     done = _Done(config, trained, rows, grid, pick_device(config.device, World()))
     _write(done, args, checkout, say)
     return 0

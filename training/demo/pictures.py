@@ -43,24 +43,26 @@ def schedule_plot(
     from matplotlib.figure import Figure
 
     sigmas = sampler_sigmas(steps, shift)[:-1]
-    plans = attention.plans(grid, 1)
+    densities = [attention.density(grid, sigma) for sigma in sigmas]
     figure = Figure(figsize=(10, 4))
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     seen = set()
-    for step, sigma in enumerate(sigmas):
+    for step, (sigma, density) in enumerate(zip(sigmas, densities, strict=True)):
         index, phase = attention.schedule.at(sigma)
         label = None
         if index not in seen:
-            extents = " ".join("all" if e is None else str(e) for e in phase.window or ())
+            extents = phase.selector or " ".join("all" if e is None else str(e) for e in phase.window or ())
+            if density is None:
+                extents += ", chosen online"
             label = f"{phase.attention} {phase.granularity or ''} {extents} (to sigma {phase.until:g})"
             seen.add(index)
-        left.bar(step + 1, 100 * plans.density(sigma), color=COLORS[index % len(COLORS)], label=label)
+        left.bar(step + 1, 100 * (density or 0.0), color=COLORS[index % len(COLORS)], label=label)
     left.set(
         xlabel=f"step (shift {shift:g})",
         ylabel="density, %",
         title="The schedule at this size",
-        ylim=(0, 130 * max(plans.density(s) for s in sigmas)),
+        ylim=(0, 130 * max(density or 0.0 for density in densities) or 100),
     )
     left.legend(fontsize=8)
     _excess(right, rows)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...kernels.grid import TokenGrid
 from ...kernels.schedule import Schedule
 from ..config import RunConfig
 from ..loop import FitResult, fit
@@ -27,7 +26,7 @@ class Row:
     weights: str
     attention: SparseAttention
     validation: Validation
-    density: float
+    density: float | None
 
     @property
     def loss(self) -> float:
@@ -70,7 +69,7 @@ def fine_tune(config: RunConfig, train: Sequence[dict[str, Any]], say: Callable[
 
 
 def measure(
-    config: RunConfig, trained: Trained, val: Sequence[dict[str, Any]], grid: TokenGrid, say: Callable[[str], None]
+    config: RunConfig, trained: Trained, val: Sequence[dict[str, Any]], say: Callable[[str], None]
 ) -> dict[str, Row]:
     """Return the rows in the table's order, by key."""
     sparse = config.attention.resolved()
@@ -92,15 +91,9 @@ def measure(
             seed=config.validation.seed,
             batch=config.validation.batch,
         )
-        rows[key] = Row(key, title, weights, attention, result, mean_density(attention, grid, sigmas))
+        rows[key] = Row(key, title, weights, attention, result, result.density)
         say(f"{title:<40} validation loss {result.loss:.4f}   ({result.seconds:.0f} s)")
     return rows
-
-
-def mean_density(attention: SparseAttention, grid: TokenGrid, sigmas: Sequence[float]) -> float:
-    """Return the mean density of ``attention`` over ``sigmas``; 1.0 when dense."""
-    plans = attention.plans(grid, 1)
-    return 1.0 if plans is None else sum(plans.density(s) for s in sigmas) / len(sigmas)
 
 
 def recovered(rows: dict[str, Row]) -> float | None:

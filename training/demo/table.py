@@ -16,9 +16,9 @@ def markdown(rows: dict[str, Row], facts: dict[str, str]) -> str:
         "|---|---:|---:|---:|---:|",
     ]
     for row in rows.values():
+        density = "chosen online" if row.density is None else f"{row.density:.1%}"
         lines.append(
-            f"| {row.title} | {row.density:.1%} | {row.loss:.4f} | {row.loss / base - 1:+.1%} | "
-            f"{row.loss / dense - 1:+.1%} |"
+            f"| {row.title} | {density} | {row.loss:.4f} | {row.loss / base - 1:+.1%} | {row.loss / dense - 1:+.1%} |"
         )
     share = recovered(rows)
     if share is None:

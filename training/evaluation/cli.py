@@ -49,8 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--text-encoder", metavar="FOLDER", default="zeros", help="folder of UMT5 and its tokenizer; 'zeros': no text")
     add("--negative", metavar="TEXT", default="", help="negative prompt, where cfg is not 1")
     add("--attention", metavar="[NAME=]SCHEDULE", action="append", default=[],
-        help="repeatable: a preset, 'dense', 'file' (the model file's own), a schedule's file, or its text with ';' "
-        "for line ends")  # fmt: skip
+        help="repeatable: a preset, 'dense', 'file' (the model file's own), a schedule's file, a head table's file "
+        "(with the schedule that it was searched with), or a schedule's text with ';' for line ends")  # fmt: skip
     add("--seeds", metavar="N", nargs="+", default=["0"], help="seeds, or ranges such as 0-4")
     add("--size", metavar="WxHxFRAMES", help="video size (832x480x81; tiny model: 192x128x29)")
     add("--steps", type=int, help="sampling steps (50; tiny model: 20)")

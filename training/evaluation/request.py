@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...kernels.checkpoint import Header, HeaderError, read_header
+from ...kernels.head_table import KIND, HeadTable, HeadTableError, read_head_table
 from ...kernels.presets import PRESETS, preset
 from ...kernels.schedule import Schedule, ScheduleError
 from ..config import ConfigError
+from ..names import ModelError, read_shape
 from ..sparse import DENSE, SparseAttention
 
 if TYPE_CHECKING:
@@ -108,8 +110,10 @@ def make_methods(
     """Return the table's rows: every model with every attention of ``[NAME=]SCHEDULE`` arguments.
 
     The first row is the first model, dense: what all others are compared with. A schedule is a preset's name,
-    'dense', 'file' (the model file's own), a file, or text with ';' for line ends. Without arguments every model runs
-    dense, and by its file's schedule, or by 'mild' if no file has one. Raises EvaluationError.
+    'dense', 'file' (the model file's own), a file, or text with ';' for line ends. A file with a head table stands for
+    the schedule that it was searched with; other schedules that say 'heads' take the table of the model's file. Without
+    arguments every model runs dense, and by its file's schedule, or by 'mild' if no file has one. Raises
+    EvaluationError.
     """
     any_header = any(model.header for model in models)
     named = [_named(text) for text in given] or [_named(DENSE_NAME), _named(FROM_FILE if any_header else "mild")]
@@ -121,7 +125,7 @@ def make_methods(
     methods: list[Method] = []
     for model in models:
         for name, text in named:
-            attention = _attention(name, text, model.header, slots, backend)
+            attention = _attention(name, text, model, slots, backend)
             if attention is None:
                 continue
             title = name if len(models) == 1 else f"{model.name}: {name}"
@@ -145,14 +149,54 @@ def _named(text: str) -> tuple[str, str]:
     return (Path(word).stem if Path(word).is_file() else word), word
 
 
-def _attention(name: str, text: str, header: Header | None, slots: int, backend: str) -> SparseAttention | None:
+def _attention(name: str, text: str, model: ModelFile, slots: int, backend: str) -> SparseAttention | None:
     """Return what a schedule's text means for a model; None where it asks for a header that the model has not."""
-    tile, smooth = None, True
+    header, tile, smooth = model.header, None, True
+    table = None if header is None else header.heads
     if header is not None:  # a trained model's tiles are part of it
         slots, tile, smooth = header.slots, header.tile, header.smooth_k
     if text == FROM_FILE:
-        return None if header is None else SparseAttention(header.schedule, slots, tile, smooth, backend)
-    return SparseAttention(_schedule(name, text), slots, tile, smooth, backend)
+        if header is None:
+            return None
+        schedule = header.schedule
+    elif (found := _table(name, text)) is not None:
+        schedule, table = found.schedule, found
+        if header is None:
+            slots, tile = found.slots, found.tile
+    else:
+        schedule = _schedule(name, text)
+    if schedule.uses_heads:
+        _check_table(name, table, model)
+    return SparseAttention(schedule, slots, tile, smooth, backend, table if schedule.uses_heads else None)
+
+
+def _table(name: str, text: str) -> HeadTable | None:
+    """Return the head table that a JSON file holds, None for any other text; raises EvaluationError."""
+    path = Path(text)
+    if path.suffix.lower() != ".json" or not _is_file(path):
+        return None
+    try:
+        if KIND not in path.read_text(encoding="utf-8-sig"):  # a schedule may be JSON as well
+            return None
+        return read_head_table(path)
+    except HeadTableError as error:
+        raise EvaluationError(f"--attention {name}: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"--attention {name}: {text} cannot be read as text ({error}); check the file") from None
+
+
+def _check_table(name: str, table: HeadTable | None, model: ModelFile) -> None:
+    if table is None:
+        raise EvaluationError(
+            f"--attention {name}: the schedule says 'heads', but {model.files} carries no head table; "
+            "give the table's JSON file in place of the schedule"
+        )
+    try:
+        shape = read_shape(model.path)
+    except (HeaderError, ModelError) as error:
+        raise EvaluationError(f"--model {model.path}: {error}") from None
+    if problem := table.misfit(shape.layers, shape.heads):
+        raise EvaluationError(f"--attention {name}, {model.files}: {problem}")
 
 
 def _schedule(name: str, text: str) -> Schedule:

@@ -132,6 +132,8 @@ def _key(method: Method, settings: Settings, prompt: int, seed: int, identities:
         "clip": [settings.prompts[prompt], seed],
         "identities": identities,
     }
+    if attention.heads is not None:
+        parts["heads"] = attention.heads.digest
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -172,10 +174,11 @@ def merge_lora(model: nn.Module) -> None:
 
 @torch.no_grad()
 def _warm_up(model: WanTransformer3DModel, method: Method, settings: Settings, text: torch.Tensor) -> None:
-    """Run every phase once: what is compiled or planned at the first call is not part of a video's time."""
+    """Run every phase, and band of a head table, once: what is compiled or planned at the first call is not part of a
+    video's time."""
     state, device = attention_state(model), next(model.parameters()).device
-    phases = {method.attention.phase(s): s for s in sampler_sigmas(settings.steps, settings.shift)[:-1]}
-    for sigma in phases.values():
+    parts = {method.attention.part(s): s for s in sampler_sigmas(settings.steps, settings.shift)[:-1]}
+    for sigma in parts.values():
         x, level = torch.zeros(1, *settings.shape, device=device), torch.full((1,), sigma, device=device)
         with state.step(method.attention, sigma, settings.shape), autocast(device, settings.dtype):
             model(*model_inputs(x, level, [text]), return_dict=False)
@@ -211,7 +214,7 @@ def _sample_one(
     tokens, passes = latent_grid(settings.shape).tokens, 1 if settings.cfg == 1 else 2
     densities = [step["density"] for step in steps]
     facts: dict[str, Any] = {"seconds": round(seconds, 4), "density": None, "flops": None}
-    if None not in densities:  # an online selector tells no density in advance
+    if None not in densities:
         shape = model_shape(model)
         flops = sum(forward_flops(shape, tokens, density, text_tokens=len(text)) for density in densities)
         facts |= {"density": sum(densities) / len(densities), "flops": passes * flops}

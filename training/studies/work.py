@@ -150,8 +150,8 @@ class Work:
         }
 
     def _density(self, window: str, sigmas: Sequence[float]) -> float:
-        plans = self.size.attention(window).plans(self.grid, 1)
-        return sum(1.0 if plans is None else plans.density(sigma) for sigma in sigmas) / len(sigmas)
+        attention = self.size.attention(window)
+        return sum(attention.density(self.grid, sigma) for sigma in sigmas) / len(sigmas)
 
     @property
     def grid(self):

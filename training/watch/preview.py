@@ -181,10 +181,9 @@ class Previewer:
         from ...kernels.outlook import sampler_sigmas
         from ..sparse import latent_grid
 
-        plans = self.attention.plans(latent_grid(self.shape), 1)
-        if plans is None:
-            return 1.0
-        each = [plans.density(s) for s in sampler_sigmas(self.section.steps, self.config.flow.shift)[:-1]]
+        grid, negative = latent_grid(self.shape), 0.0 if self.section.cfg == 1.0 else 0.5
+        sigmas = sampler_sigmas(self.section.steps, self.config.flow.shift)[:-1]
+        each = [self.attention.density(grid, sigma, negative) for sigma in sigmas]
         return None if None in each else sum(each) / len(each)
 
     def _shape(self) -> tuple[int, int, int, int]:
