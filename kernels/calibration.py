@@ -114,7 +114,7 @@ class Calibration:
     def put(self, entry: dict) -> None:
         """Add ``entry`` in place of the one with the same key; raises CalibrationError for one that makes no sense.
 
-        Beyond ``MAX_ENTRIES`` the oldest measurements go.
+        Beyond ``MAX_ENTRIES`` the oldest measurements go, those of a search's patterns before those of windows.
         """
         good = checked(entry)
         if good is None:
@@ -229,5 +229,10 @@ def _merged(theirs: list[dict], ours: list[dict]) -> list[dict]:
 def _bounded(entries: list[dict]) -> list[dict]:
     if len(entries) <= MAX_ENTRIES:
         return entries
-    newest = sorted(range(len(entries)), key=lambda i: (entries[i]["measured"], i))[-MAX_ENTRIES:]
+
+    # A search measures dozens of patterns at once; previews live on windows.
+    def worth(i: int) -> tuple:
+        return entries[i]["pattern"] == "window", entries[i]["measured"], i
+
+    newest = sorted(range(len(entries)), key=worth)[-MAX_ENTRIES:]
     return [entries[i] for i in sorted(newest)]

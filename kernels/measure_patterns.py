@@ -154,6 +154,8 @@ def measure_pattern_costs(
     if name is None:
         result.notes.append(f"Nothing was measured: {note}, so steps stay dense with backend auto.")
         return result
+    if note:
+        result.notes.append(note)
     call = replace(call, device=device, backend=name)
     clock = clock or Clock(device)
     rows: list[_Row] = []

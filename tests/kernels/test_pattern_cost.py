@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fpsattention.kernels.calibration import Calibration
-from fpsattention.kernels.calibration_file import checked
+from fpsattention.kernels.calibration_file import MAX_ENTRIES, checked
 from fpsattention.kernels.cards import card_name
 from fpsattention.kernels.grid import Tiling, TokenGrid, choose_tiling
 from fpsattention.kernels.head_table import Band, HeadTable
@@ -325,3 +325,19 @@ def test_real_calls_on_this_machine_give_entries_that_hold():
     done = measure_pattern_costs([Full(), Skip(), parse_pattern("window all 1 all")], tiling, CALL, seconds=20)
     assert done.notes == [] and len(done.entries) == 5
     assert all(checked(e) == e and e["points"][0][1] > 0 for e in done.entries)
+
+
+def test_patterns_never_push_windows_out_of_the_file():
+    calibration = Calibration()
+    calibration.put(entry("window", 0.3, 1.0, measured="2020-01-01"))
+    for tokens in range(1, MAX_ENTRIES + 20):
+        calibration.put(entry("full", 1.0, 1.0, tokens=tokens))
+    assert len(calibration.entries) == MAX_ENTRIES
+    assert [e["measured"] for e in calibration.entries if e["pattern"] == "window"] == ["2020-01-01"]
+    assert min(e["tokens"] for e in calibration.entries if e["pattern"] == "full") > 1
+
+
+def test_another_backend_than_the_phase_asks_for_is_said(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    costs, _ = measured(call=Call("cpu", 8, 64, dtype=torch.float32))
+    assert costs.kind == "measured" and "reference runs in place of triton-fp8" in costs.says()
