@@ -24,7 +24,7 @@ TRUTH = {
     "full": "full",
     "skip": "skip",
 }
-AXES = {"diagonal": (0,), "multi-diagonal": (1, 2), "window": (0, 1, 2)}
+AXES = {"diagonal": (0,), "multi-diagonal": (1, 2), "window": (0, 1, 2), "same row": (1,), "same column": (2,)}
 NOISE_DIMS = 8
 STRIPE_SHARE = 0.08
 DEAD = 1e-3
@@ -51,14 +51,15 @@ def planted(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return one head's q, k, v, float32 ``(S, dim)``.
 
-    ``family`` is one of ``TRUTH``; a "skip" head attends by some other pattern and its values are a thousandth of the
-    others'. ``gain`` is the height of the bump per axis (and of a stripe) in the logits q·k/sqrt(dim), ``noise`` their
-    standard deviation without it, ``reach`` the bump's width along time in tokens (as narrow as the frequencies allow
-    in space). ``seed`` is the head, ``prompt`` the content: it draws noise and values anew, not the pattern. Codes need
-    width: at ``dim`` 64 bumps are sharp, below 32 they are not.
+    ``family`` is one of ``TRUTH``, or "same row" or "same column" (bands, which are multi-diagonals); a "skip" head
+    attends by some other pattern and its values are a thousandth of the others'. ``gain`` is the height of the bump per
+    axis (and of a stripe) in the logits q·k/sqrt(dim), ``noise`` their standard deviation without it, ``reach`` the
+    bump's width along time in tokens (as narrow as the frequencies allow in space). ``seed`` is the head, ``prompt``
+    the content: it draws noise and values anew, not the pattern. Codes need width: at ``dim`` 64 bumps are sharp, below
+    32 they are not.
     """
-    if family not in TRUTH:
-        raise ValueError(f"cannot plant {family!r}; choose one of {', '.join(TRUTH)}.")
+    if family not in TRUTH and family not in AXES:
+        raise ValueError(f"cannot plant {family!r}; choose one of {', '.join({**TRUTH, **AXES})}.")
     structure = np.random.default_rng((seed, 1))
     content = np.random.default_rng((seed, 2, prompt))
     shown = structure.choice([name for name in TRUTH if name != "skip"]) if family == "skip" else family

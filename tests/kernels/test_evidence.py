@@ -13,6 +13,7 @@ from fpsattention.kernels.grid import TokenGrid, choose_tiling, run_tiling
 from fpsattention.kernels.headsearch.classify import (
     classify,
     concentrations,
+    families,
     prompt_dependence,
     stripe_candidates,
 )
@@ -37,7 +38,7 @@ GRIDS = [
     RAGGED,
     TokenGrid(4, 10, 6, suffix=70),
     TokenGrid(13, 11, 18, prefix=1),
-    TokenGrid(3, 7, 7),
+    TokenGrid(2, 7, 7),
 ]
 sides = st.integers(1, 9)
 grids = st.builds(TokenGrid, sides, sides, sides, st.integers(0, 70), st.integers(0, 5))
@@ -125,11 +126,11 @@ def test_every_token_is_equally_likely_and_rows_spread_over_tiles():
     assert counts[0] == 0
     # 4000 x 5 of 42 places: 476 each; one standard deviation is about 21.
     np.testing.assert_allclose(counts[1:], 4000 * 5 / 42, atol=5 * 21)
-    wide = TokenGrid(2, 16, 16)
-    tiling = choose_tiling(wide, 16)
-    spread = [len(set(tiling.tile_of_token[sample_rows(tiling, 32, seed)].tolist())) for seed in range(20)]
-    alone = [len(set(tiling.tile_of_token[np.random.default_rng(s).choice(512, 32)].tolist())) for s in range(20)]
-    assert np.mean(spread) > np.mean(alone) + 1
+    # As many rows per frame as tiles side by side: every tile gives one of each frame.
+    tiling = choose_tiling(TokenGrid(2, 16, 16), 32)
+    assert tiling.pieces == (1, 4, 4)
+    for seed in range(5):
+        assert set(np.bincount(tiling.tile_of_token[sample_rows(tiling, 32, seed)], minlength=16)) == {2}
 
 
 def test_the_error_of_a_sample_shrinks_with_its_rows():
@@ -215,6 +216,58 @@ def test_heads_between_families_are_full():
     assert classify(evidence(*(torch.stack(x, 1) for x in zip(*faint)), tiling)) == ["full"] * 3
 
 
+@pytest.mark.parametrize("name", ["same row", "same column"])
+def test_bands_are_limits_in_space(name):
+    grid = TokenGrid(6, 14, 15, prefix=2)
+    found = evidence(*planted_layer(grid, [name] * 2, 1), choose_tiling(grid))
+    assert classify(found) == ["multi-diagonal"] * 2
+    near = (found.down if name == "same row" else found.across)[0, :, 0]
+    assert (near > 0.6).all()
+
+
+def test_mass_outside_the_video_does_not_hide_what_is_inside():
+    found = evidence(*planted_layer(RAGGED, ["diagonal", "multi-diagonal"], 1), choose_tiling(RAGGED))
+    less = replace(found, **{name: 0.4 * getattr(found, name) for name in ("frames", "distance", "down", "across")})
+    np.testing.assert_allclose(concentrations(less), concentrations(found), atol=1e-12)
+
+
+@given(st.integers(0, 999))
+def test_the_best_box_is_the_best_of_all(seed):
+    random = np.random.default_rng(seed)
+    found = evidence(*planted_layer(RAGGED, ["full"], 1), choose_tiling(RAGGED))
+    mass = random.random(found.distance.shape) ** 4 * found.area
+    mass /= mass.sum()
+    best = -1.0
+    for a, b in itertools.product(range(mass.shape[-2]), range(mass.shape[-1])):
+        area = found.area[: a + 1, : b + 1].sum()
+        if area <= 0.25:
+            held = mass[0, 0, : a + 1, : b + 1].sum()
+            best = max(best, held + (1 - held) * (0.25 - area) / (1 - area))
+    both = concentrations(replace(found, distance=mass))[0, 0, 2]
+    assert both == pytest.approx((best - 0.25) / 0.75)
+
+
+@pytest.mark.parametrize(
+    "time, space, both, columns, share, word",
+    [
+        (0.5, 0.49, 0.9, 0.0, 0.1, "diagonal"),
+        (0.49, 0.5, 0.9, 0.0, 0.1, "multi-diagonal"),
+        (0.5, 0.5, 0.9, 0.0, 0.1, "window"),
+        (0.4, 0.4, 0.5, 0.0, 0.1, "window"),
+        (0.4, 0.4, 0.4, 0.4, 0.1, "full"),
+        (0.1, 0.1, 0.1, 0.5, 0.1, "vertical stripe"),
+        (0.7, 0.1, 0.7, 0.7, 0.1, "vertical stripe"),
+        (0.7, 0.1, 0.7, 0.6, 0.1, "diagonal"),
+        (0.1, 0.7, 0.7, 0.6, 0.1, "multi-diagonal"),
+        (0.9, 0.9, 0.9, 0.0, 1e-3, "skip"),
+        (0.9, 0.0, 0.9, 0.0, 1.1e-3, "diagonal"),
+        (0.0, 0.0, 0.0, 0.0, math.nan, "full"),
+    ],
+)
+def test_ties_are_settled(time, space, both, columns, share, word):
+    assert families(np.array([[time, space, both, columns]]), np.array([share])) == [word]
+
+
 def test_only_negligible_output_is_skipped():
     tiling = choose_tiling(RAGGED)
     q, k, v = planted_layer(RAGGED, ["full", "diagonal", "full", "full"], 1)
@@ -261,7 +314,8 @@ def test_stripes_are_the_planted_tiles(grid):
     assert isinstance(one, Stripe) and set(one.tiles) == both
     (wide,) = stripe_candidates(found, tiling, 0.5, most=1)
     assert len(wide.tiles) == math.ceil(tiling.video_tiles / 2) and both < set(wide.tiles)
-    turned = evidence(*(torch.stack(x, 1) for x in zip(*layer[::-1])), tiling)
+    # Another order, and as many heads of one as of the other, whose mean is neither.
+    turned = evidence(*(torch.stack(x, 1) for x in zip(*layer[:0:-1])), tiling)
     again = stripe_candidates(turned, tiling, count / tiling.video_tiles)
     assert {s.tiles for s in again} == wanted
 
