@@ -46,6 +46,7 @@ def run(scenario: dict) -> dict | None:
     found = {
         "name": scenario["name"],
         "losses": [record["loss"] for record in result.records],
+        "densities": [record["density"] for record in result.records],
         "order": [record["samples"] for record in result.records],
         "sigmas": [record["sigma"] for record in result.records],
         "norms": [record["norm"] for record in result.records],
