@@ -220,7 +220,7 @@ def heads_cells(standin: bool) -> list[Cell]:
     if standin:
         small = [Cell("heads-small-fp8", "heads", (2, 8, 8), 4, 1, 64, limit=120.0, label="fp8")]
         medium = [
-            Cell(f"heads-medium-{label}", "heads", (6, 20, 32), 8, 1, 64, limit=1800.0, label=label)
+            Cell(f"heads-medium-{label}", "heads", (6, 16, 24), 8, 1, 64, limit=1800.0, label=label)
             for label in ("fp8", "bf16")
         ]
         return small + medium

@@ -1,13 +1,16 @@
 """The cell of head tables: predicted against measured time of whole plans, and one call for mixed heads.
 
-Patterns are timed in uniform calls, whole random plans in calls of their own: nothing of a plan's time goes into its
-prediction. On a card the best Triton backend runs; without one the plain reference, timed by processor time.
+Patterns are timed in uniform calls before and after the plans, because a machine gets warmer and busier; the plans in
+calls of their own, one per layer: nothing of a plan's time goes into its prediction. On a card the best Triton backend
+runs; without one the plain reference, timed by processor time.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -63,9 +66,19 @@ def run(cell: Cell, device: torch.device, save: Callable[[dict], None] = lambda 
     tiling = choose_tiling(TokenGrid(*cell.grid), cell.slots)
     patterns = realistic(tiling)
     began = time.monotonic()
-    costs = pattern_costs(
-        patterns, tiling, kind="measured", call=call, calibration=Calibration(), seconds=PATTERN_SECONDS, clock=clock
-    )
+
+    def price() -> Costs:
+        return pattern_costs(
+            patterns,
+            tiling,
+            kind="measured",
+            call=call,
+            calibration=Calibration(),
+            seconds=PATTERN_SECONDS,
+            clock=clock,
+        )
+
+    before = price()
     backend = call.kind()[0]
     result = {
         "status": "failed",
@@ -74,18 +87,20 @@ def run(cell: Cell, device: torch.device, save: Callable[[dict], None] = lambda 
         "tokens": tiling.grid.tokens,
         "tile": list(tiling.tile),
         "attention": cell.label,
-        "costs": costs.says(),
-        "fixed_ms": costs.fixed_ms,
-        "full_layer_ms": costs.full_layer_ms,
-        "patterns": rows(costs),
-        "measured_in_s": time.monotonic() - began,
+        "costs": before.says(),
+        "patterns": rows(before),
+        "patterns_in_s": time.monotonic() - began,
     }
     save(result)
-    if costs.ms is None:
-        return {**result, "message": costs.says()}
+    if before.ms is None:
+        return {**result, "message": before.says()}
     inputs = random_inputs(tiling, call)
+    every = tables(patterns, tiling, cell)
     with torch.no_grad():
-        result.update(plans(tables(patterns, tiling, cell), costs, inputs, call, clock))
+        timings = time_plans(every, inputs, call, clock)
+        costs = mean_of(before, price())
+        result.update(fixed_ms=costs.fixed_ms, full_layer_ms=costs.full_layer_ms, patterns=rows(costs))
+        result.update(predictions(every, costs, timings))
         save(result)
         result["fusion"] = fusion(patterns, tiling, call, inputs, clock)
     return {**result, "status": "ok", "headline": headline(result)}
@@ -131,37 +146,57 @@ def tables(patterns: list[Pattern], tiling: Tiling, cell: Cell, seed: int = 0) -
     return found
 
 
-def plans(every: list[HeadTable], costs: Costs, inputs: heads_fusion.Inputs, call: Call, clock: Clock) -> dict:
-    """Return the plans of ``every`` table with their predicted and measured milliseconds; they take turns."""
+def mean_of(before: Costs, after: Costs) -> Costs:
+    """Return the mean times of two measurements of the same patterns; the first where the second gave no times."""
+    if after.ms is None:
+        return before
+    ms = (before.ms + after.ms) / 2
+    full = list(before.patterns).index(Full())
+    both = before.full_layer_ms is not None and after.full_layer_ms is not None
+    layer = (before.full_layer_ms + after.full_layer_ms) / 2 if both else before.full_layer_ms
+    fixed = (before.fixed_ms + after.fixed_ms) / 2
+    return replace(before, ms=ms, relative=ms / ms[full], fixed_ms=fixed, full_layer_ms=layer)
+
+
+def time_plans(
+    every: list[HeadTable], inputs: heads_fusion.Inputs, call: Call, clock: Clock
+) -> dict[tuple[int, int], Timing]:
+    """Return the timing of every layer of every table's plan, by both numbers; they take turns."""
     calls = {}
     for number, table in enumerate(every):
         made = Plans(table.schedule, table.grid, table.heads, table.slots, table.tile, call.smooth_k, table)
-        layers = [made.at(SIGMA, layer, call.device) for layer in range(table.layers)]
-
-        def run_all(layers: list = layers) -> None:
-            for plan in layers:
-                fps_attention(*inputs, plan, backend=call.backend)
-
-        calls[number] = run_all
+        for layer in range(table.layers):
+            plan = made.at(SIGMA, layer, call.device)
+            calls[number, layer] = partial(fps_attention, *inputs, plan, backend=call.backend)
     timings = _in_turns(calls, clock)
+    clear_plans()
+    return timings
+
+
+def predictions(every: list[HeadTable], costs: Costs, timings: dict[tuple[int, int], Timing]) -> dict:
+    """Return per table the predicted and measured milliseconds of its plan, and the largest errors; beside it what
+    density alone would predict from Full's time."""
     full = costs.ms[list(costs.patterns).index(Full())]
     found = []
     for number, table in enumerate(every):
-        predicted = float(plan_milliseconds(table, costs).sum())
+        layers = [timings[number, layer] for layer in range(table.layers)]
+        predicted = plan_milliseconds(table, costs)
+        measured = sum(timing.median for timing in layers)
         density = costs.densities[table.bands[0].chosen[0]]
-        measured = timings[number]
         found.append(
             {
                 "layers": table.layers,
                 "density": float(density.mean()),
                 "patterns": [len(np.unique(row)) for row in table.bands[0].chosen[0]],
-                "predicted_ms": predicted,
-                "error": predicted / measured.median - 1,
-                "error_by_density": float(density.sum() * full) / measured.median - 1,
-                **measured.to_json(),
+                "predicted_ms": float(predicted.sum()),
+                "ms": measured,
+                "spread": sum(timing.high - timing.low for timing in layers) / measured,
+                "error": float(predicted.sum()) / measured - 1,
+                "error_by_density": float(density.sum() * full) / measured - 1,
+                "layers_predicted_ms": predicted.tolist(),
+                "layers_ms": [timing.median for timing in layers],
             }
         )
-    clear_plans()
     return {
         "plans": found,
         "largest_error": max(abs(row["error"]) for row in found),
