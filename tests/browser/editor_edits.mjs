@@ -18,8 +18,7 @@ export const checks = ({ page, job, row, values, text, settle, load, fill, drag,
     await note();
     await page.keyboard.press("Tab");
     await page.keyboard.press("ArrowDown"); // granularity x1 -> x2
-    await page.keyboard.press("Tab");
-    await page.keyboard.press("Tab");
+    for (let i = 0; i < 3; i++) await page.keyboard.press("Tab"); // past pattern and time
     await page.keyboard.type("12");
     await page.keyboard.press("Enter");
     await page.keyboard.press("ArrowUp"); // 12 -> 13

@@ -87,7 +87,7 @@ export const checks = ({ page, job, row, text, settle, load, fill, problem, setV
       const next = [await problem(), await row(2, "number1").inputValue()];
       await row(2, "pattern").selectOption("topk");
       await fill(row(2, "number2"), "0.6");
-      const gate = (await text()).trim().split("\n").at(-1);
+      const gate = [(await text()).trim().split("\n").at(-1), await caption()];
       await fill(row(2, "number2"), "");
       const without = (await text()).trim().split("\n").at(-1);
       await row(2, "pattern").selectOption("window");

@@ -93,7 +93,9 @@ def test_word_mouse(check):
     problems, text = check["both"]
     assert "the share of key tiles of 'topk' is 'x'" in problems[0] and selectors(text)[2] == "topk 0.15 0.6"
     assert check["next"] == [[], "0.3"]
-    assert check["gate"].endswith("topk 0.15 0.6") and check["without"].endswith("topk 0.15")
+    gate, caption = check["gate"]
+    assert gate.endswith("topk 0.15 0.6") and "about 15 % of all tiles and those of the gate" in caption
+    assert check["without"].endswith("topk 0.15")
     line, tiles, work = check["window"]
     assert line.endswith("all 60% 60%") and tiles and work[0].isdigit()
     line, fields = check["dense"]

@@ -89,6 +89,7 @@ const en = {
   tilesHeads: "Decided by the head table.",
   tilesOnline: "Decided in every call.",
   tilesAbout: "Decided in every call, about {share} of all tiles.",
+  tilesGate: "Decided in every call, about {share} of all tiles and those of the gate.",
   preset: "The preset “{preset}” runs, not the text above. The first change here copies it into the text and selects " +
     "“custom”.",
   forTrained: "“{preset}” is meant for jointly trained weights: with others the content of the video changes.",
@@ -193,6 +194,7 @@ const zh = {
   tilesHeads: "由头表决定。",
   tilesOnline: "每次调用时决定。",
   tilesAbout: "每次调用时决定，约为全部图块的 {share}。",
+  tilesGate: "每次调用时决定，约为全部图块的 {share}，另加门限所留的图块。",
   preset: "实际运行的是预设“{preset}”，而不是上面的文本。在此首次修改时会复制到文本，并切换为“custom”。",
   forTrained: "“{preset}”适用于联合训练过的权重：用于其他权重时，视频内容会改变。",
   linked: "只读：调度来自已连接的输入。断开连接后可在此编辑。",

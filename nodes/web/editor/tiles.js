@@ -114,10 +114,10 @@ export function tilePicture(say) {
 
   /** What a selector's word does, who decides, and what its numbers are. */
   function tell(row) {
-    const [word] = row.selector.split(" ");
+    const [word, ...numbers] = row.selector.split(" ");
     const about = aboutDensity(row);
-    const decided = !ONLINE.includes(word) ? say("tilesHeads") : about === null ? say("tilesOnline") :
-      say("tilesAbout", { share: percent(about) });
+    const online = about === null ? "tilesOnline" : numbers.length > 1 ? "tilesGate" : "tilesAbout";
+    const decided = ONLINE.includes(word) ? say(online, { share: percent(about ?? 0) }) : say("tilesHeads");
     const lines = [say("wordDoes", { word, says: say(`word_${word}`) }), decided, ...numbersOf(word, say)];
     if (caption.textContent !== lines.join("")) caption.replaceChildren(...lines.map((line) => html("p", {}, line)));
   }
