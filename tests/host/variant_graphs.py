@@ -277,7 +277,7 @@ def _add_samplers(api: dict, variant: Variant, name: str, mode: str, schedule: s
         end = f"{key}-b"
     prefix = f"{name}/{key}"
     api[f"{key}-save"] = {"class_type": "SaveLatent", "inputs": {"samples": [end, 0], "filename_prefix": prefix}}
-    if schedule in ("full", "sparse"):
+    if schedule not in ("plain", "dense"):
         for place in {0, last}:
             inputs = {"latent": [end, 0], "model": [f"{schedule}{place}", 0]}
             api[f"{key}-runs{place}"] = {"class_type": "FPSTestRuns", "inputs": inputs}

@@ -159,7 +159,10 @@ class FPSTestRuns:
                 "finished": run.finished,
                 "stopped": run.stopped,
                 "class": type(model.model.diffusion_model).__name__,
-                "steps": [{**vars(s), "density": s.density} for s in run.steps.values()],
+                "steps": [
+                    {k: v for k, v in vars(s).items() if k != "heads" and k[0] != "_"} | {"density": s.density}
+                    for s in run.steps.values()
+                ],
             }
             for run in patched.recorder.runs
             if run.prompt_id == prompt_id
