@@ -232,7 +232,7 @@ def write_checkpoint(
 
     metadata = _metadata(header, extra_metadata)
     needed = sum(t.numel() * t.element_size() for t in tensors.values())
-    with _replacing(Path(path), needed) as temporary:
+    with replacing(Path(path), needed) as temporary:
         # safetensors makes files that only their owner can read; a new file shall have the rights of any other.
         mode = temporary.stat().st_mode
         save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, metadata=metadata)
@@ -263,7 +263,7 @@ def write_streamed(
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     missing = set(layout)
-    with _replacing(Path(path), end) as temporary, temporary.open("rb+") as file:
+    with replacing(Path(path), end) as temporary, temporary.open("rb+") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, tensor in tensors:
             if name not in missing or layout[name] != (tensor.dtype, tuple(tensor.shape)):
@@ -298,7 +298,7 @@ def _metadata(header: Header | None, extra: dict[str, str] | None) -> dict[str, 
 
 
 @contextlib.contextmanager
-def _replacing(path: Path, needed: int) -> Iterator[Path]:
+def replacing(path: Path, needed: int) -> Iterator[Path]:
     """Give an empty file beside ``path`` to write to, which takes its place if the body succeeds and else vanishes."""
     needed += FREE_SPACE_MARGIN
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")

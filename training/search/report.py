@@ -1,0 +1,108 @@
+"""What a search found, as pictures beside its table, and its errors as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ...kernels.grid import choose_tiling
+from ...kernels.head_table import HeadTable
+from ...kernels.headsearch.rule import Rule
+from ...kernels.headsearch.search import HeadSearch
+from ...kernels.pattern_text import format_pattern
+from ..headplots import plot_densities, plot_families, plot_lines, plot_maps
+from .gather import Gathered
+
+SHOWN_BANDS, SHOWN_HEADS = 6, 6
+LAMBDAS = np.logspace(-4, 1, 26)
+EPSILONS = np.logspace(-3, 1, 26)
+
+
+def write_report(table: HeadTable, search: HeadSearch, gathered: Gathered | None, out: Path) -> Iterator[Path]:
+    """Write density maps, the trade of density for error, what heads look at, and the errors, into the folder
+    ``<table>-report``; yield what was written."""
+    folder = out.with_name(f"{out.stem}-report")
+    folder.mkdir(parents=True, exist_ok=True)
+    yield _densities(table, folder / "density.png")
+    yield plot_lines(
+        frontier(search),
+        folder / "frontier.png",
+        xlabel="mean density",
+        ylabel=f"mean error ({search.request.error})",
+        title="what each rule makes of the measured errors",
+        log="y",
+    )
+    if gathered is not None:
+        for step, words in zip(gathered.steps, gathered.families()):
+            title = f"step {step}, sigma {gathered.sigmas[gathered.steps.index(step)]:.3f}"
+            yield plot_families(words, folder / f"families-step-{step:02d}.png", title)
+        yield _maps(gathered, folder / "attention.png")
+    errors = folder / "errors.npz"
+    np.savez_compressed(
+        errors,
+        errors=search.errors,
+        counts=search.counts,
+        costs=search.costs,
+        densities=search.densities,
+        bands=np.array(search.request.bands),
+        candidates=np.array([format_pattern(p) for p in search.candidates]),
+    )
+    yield errors
+
+
+def frontier(search: HeadSearch) -> dict[str, tuple[list[float], list[float]]]:
+    """Return curves of (mean density, mean error) of the rules on the measured errors: lambda with epsilon = lambda
+    (what budgets do), and epsilon at the request's lambda.
+
+    The errors are those along the searched trajectory; a search at another lambda would pass on other outputs.
+    """
+    errors = search.errors
+    known = np.isfinite(errors).any(-1)
+    errors = errors[known]
+
+    def trade(rules: list[Rule]) -> tuple[list[float], list[float]]:
+        points = set()
+        for rule in rules:
+            chosen = rule.choose(errors, search.costs)
+            error = float(np.take_along_axis(errors, chosen[..., None], -1).mean())
+            points.add((float(search.densities[chosen].mean()), max(error, 1e-8)))
+        xs, ys = zip(*sorted(points))
+        return list(xs), list(ys)
+
+    lam = search.request.rule.lam
+    return {
+        "lambda, epsilon = lambda": trade([Rule(float(price), None) for price in LAMBDAS]),
+        f"epsilon, lambda = {lam:g}": trade([Rule(lam, float(epsilon)) for epsilon in EPSILONS]),
+    }
+
+
+def _densities(table: HeadTable, path: Path) -> Path:
+    tiling = choose_tiling(table.grid, table.slots, table.tile)
+    last = len(table.bands) - 1
+    shown = sorted({round(last * i / max(1, SHOWN_BANDS - 1)) for i in range(SHOWN_BANDS)})
+    maps = [table.head_densities(tiling, band).mean(0) for band in shown]
+    starts = [1.0, *(band.until for band in table.bands[:-1])]
+    titles = [f"sigma {starts[band]:.2f} to {table.bands[band].until:.2f}" for band in shown]
+    return plot_densities(np.array(maps), titles, path)
+
+
+def _maps(gathered: Gathered, path: Path) -> Path:
+    """Draw heads of as many families as there are, the most concentrated of each, in the middle step."""
+    step = gathered.steps[len(gathered.steps) // 2]
+    words = gathered.families()[gathered.steps.index(step)]
+    chosen: list[tuple[int, int]] = []
+    for word in dict.fromkeys(words.ravel().tolist()):
+        places = [tuple(place) for place in np.argwhere(words == word)]
+        entropy = [gathered.found[step, layer].mean().entropy[0, head] for layer, head in places]
+        chosen.append(places[int(np.argmin(entropy))])
+    rest = [tuple(place) for place in np.argwhere(words != "") if tuple(place) not in chosen]
+    chosen = [*chosen, *rest][:SHOWN_HEADS]
+    each = [gathered.found[step, layer].mean() for layer, _ in chosen]
+    frames = np.array([e.frames[0, head].mean(0) for e, (_, head) in zip(each, chosen)])
+    video = int(np.prod(each[0].pieces))
+    # Runs without tokens outside the video have no other tiles.
+    columns = np.array([e.columns[0, head][:video] for e, (_, head) in zip(each, chosen)])
+    titles = [f"layer {layer} head {head}: {words[layer, head]}" for layer, head in chosen]
+    return plot_maps(frames, columns, each[0].pieces, titles, path)

@@ -1,0 +1,313 @@
+"""Doing a search: model, prompts, evidence, costs, passes, and what is written."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ...kernels.attention import resolve_backend
+from ...kernels.checkpoint import Header, read_header
+from ...kernels.checkpoint_copy import copy_with_header
+from ...kernels.grid import Tiling, TokenGrid, choose_tiling
+from ...kernels.head_table import HeadTable, write_head_table
+from ...kernels.headsearch.cost import Call, Costs, pattern_costs
+from ...kernels.headsearch.rule import FULL
+from ...kernels.headsearch.search import HeadSearch
+from ...kernels.schedule import Schedule
+from ..data.text import ZEROS
+from ..distributed import World, pick_device
+from ..evaluation.request import EvaluationError, read_prompts, read_seeds, read_size, run_dtype
+from ..evaluation.texts import encode_prompts
+from ..files import fingerprint
+from ..model import WanTransformer3DModel, keep_full_precision, load_model
+from ..names import HEAD_DIM, read_shape
+from ..sparse import latent_grid
+from .cli import ASSETS, PUBLISHED, TINY
+from .gather import Gathered, gather
+from .passes import run_passes
+from .request import MOST_CLIPS, SearchError, dense_first, make_request, read_schedule, settings_key
+from .state import StateFile
+from .trajectory import Clip, Sampler
+
+TINY_SLOTS, SLOTS = 8, 64
+MOST_STRIPES = 4
+
+
+def search_heads(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[str]:
+    """Search as the arguments say, write the table, and yield what to tell of it, line by line. Raises SearchError and
+    the usual errors before anything is sampled, as far as they can be known then."""
+    usual = PUBLISHED if args.model else TINY
+    path = Path(args.model or ASSETS / "wan2.1-tiny-t2v.safetensors").expanduser()
+    out = _target(args.out)
+    header, shape = _model_facts(path)
+    device = pick_device(args.device, World())
+    schedule = read_schedule(args.schedule)
+    sampler, clips_of = _sampling(args, usual, device)
+    schedule = dense_first(schedule, sampler.sigmas[:-1], _at_least(args, "dense_steps", 0))
+    slots, tile = _tiles(args, header)
+    grid = latent_grid(sampler.shape)
+    tiling = choose_tiling(grid, slots, tile)
+    _check(args, schedule, sampler, shape.layers, device)
+
+    texts, negative, identity = encode_prompts(
+        clips_of.prompts, args.negative, args.text_encoder, out.parent / "texts", device
+    )
+    sampler = replace(sampler, negative=negative)
+    clips = [Clip(texts[i], seed) for i in range(len(clips_of.prompts)) for seed in clips_of.seeds]
+    batches = [clips[i : i + args.together] for i in range(0, len(clips), args.together)]
+    model = _load(path, sampler.dtype, device)
+
+    gathered = _gathered(args, model, sampler, batches, tiling)
+    stripes = gathered.stripes(tiling, args.stripes, MOST_STRIPES) if gathered and args.stripes else []
+    budget, args.budget = args.budget, None
+    request = make_request(args, schedule, sampler.sigmas[:-1], shape.layers, stripes)
+    search = HeadSearch(request, grid, shape.layers, shape.heads, slots=slots, tile=tile, backend=args.backend)
+    costs = _costs(args, search, schedule, sampler, device)
+    search.costs = costs.relative
+    calls = sum(request.schedule.at(sigma)[1].uses_heads for sigma in sampler.sigmas[:-1])
+    calls *= (2 if sampler.cfg != 1.0 else 1) * (shape.layers - len(request.dense_layers))
+    search.request = request = replace(request, budget=_budget(budget, costs, shape.heads, calls))
+    say(f"{len(search.candidates)} candidates on {_words(grid, tiling)}; {costs.says()}")
+
+    facts = {"model": fingerprint(path), "texts": identity, "prompts": clips_of.prompts, "seeds": clips_of.seeds,
+             "negative": args.negative, "sampler": [sampler.shape, sampler.steps, sampler.shift, sampler.cfg],
+             "dtype": sampler.dtype, "together": args.together, "slots": slots, "tile": tile, "backend": args.backend,
+             "passes": _passes(args, budget), "cost": args.cost}  # fmt: skip
+    state = StateFile(out, settings_key(request, facts))
+    if args.restart:
+        state.remove()
+    began = state.read()
+    if began is not None:
+        search.costs = began[1]["costs"]  # measured times differ from one run to the next
+        say(f"goes on with pass {began[0].number + 1}, batch {began[0].batch + 1}, step {began[0].step + 1}")
+    start = time.monotonic()
+    _run(model, search, sampler, batches, _passes(args, budget), state, began[0] if began else None)
+    made = {
+        "rule": "budget" if budget else args.rule, "cost": costs.kind, "costs_from": costs.says(),
+        "clips": len(clips), "prompts": len(clips_of.prompts), "steps": sampler.steps, "shift": sampler.shift,
+        "cfg": sampler.cfg, "passes": _passes(args, budget), "seconds": round(time.monotonic() - start, 1),
+        "base_sha256": _hash(path),
+    }  # fmt: skip
+    if gathered is not None:
+        made["evidence"] = gathered.facts()
+    table = search.table(path.name, made)
+    write_head_table(out, table)
+    yield from _written(args, table, search, gathered, out, path, header, say)
+    state.remove()
+
+
+class _Clips:
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.prompts = read_prompts(args.prompts, encoder=args.text_encoder != ZEROS)
+        self.seeds = read_seeds(args.seeds)
+        if len(self.prompts) * len(self.seeds) > MOST_CLIPS:
+            raise SearchError(f"{len(self.prompts)} prompts with {len(self.seeds)} seeds each are too many; give fewer")
+
+
+def _sampling(args: argparse.Namespace, usual: dict, device: torch.device) -> tuple[Sampler, _Clips]:
+    chosen = {name: usual[name] if getattr(args, name) is None else getattr(args, name) for name in usual}
+    try:
+        frames, height, width = read_size(chosen["size"])
+        clips = _Clips(args)
+    except EvaluationError as error:
+        raise SearchError(str(error)) from None
+    for name in ("cfg", "shift"):
+        if not 0 < chosen[name] < 1000:
+            raise SearchError(f"--{name} is {chosen[name]:g}, it must lie above 0 and below 1000")
+    if not 1 <= chosen["steps"] <= 1000:
+        raise SearchError(f"--steps is {chosen['steps']}, it must be 1 to 1000")
+    shape = (16, (frames - 1) // 4 + 1, height // 8, width // 8)
+    dtype = run_dtype(args.dtype, device)
+    return Sampler(shape, chosen["steps"], chosen["shift"], chosen["cfg"], None, dtype), clips
+
+
+def _model_facts(path: Path):
+    if not path.exists():
+        raise SearchError(f"--model {path}: there is no such file; check the path")
+    shape = read_shape(path)
+    if shape.in_channels != 16:
+        raise SearchError(
+            f"--model {path}: is an image-to-video model ({shape.in_channels} channels), which needs a picture for "
+            "every clip; search it with the node Search Head Patterns, or give a text-to-video model"
+        )
+    return (read_header(path) if path.is_file() else None), shape
+
+
+def _tiles(args: argparse.Namespace, header: Header | None) -> tuple[int, tuple[int, int, int] | None]:
+    if args.slots is not None:
+        if not 2 <= args.slots <= 4096:
+            raise SearchError(f"--slots is {args.slots}, a tile has 2 to 4096 tokens")
+        return args.slots, None
+    if header is not None:
+        return header.slots, header.tile
+    return (SLOTS if args.model else TINY_SLOTS), None
+
+
+def _at_least(args: argparse.Namespace, name: str, low: int) -> int:
+    value = getattr(args, name)
+    if value < low:
+        raise SearchError(f"--{name.replace('_', '-')} is {value}, it must be at least {low}")
+    return value
+
+
+def _check(args: argparse.Namespace, schedule: Schedule, sampler: Sampler, layers: int, device: torch.device) -> None:
+    """Say what is wrong with the rest before the model is loaded."""
+    for name, low in (("together", 1), ("evidence", 0)):
+        _at_least(args, name, low)
+    if args.passes is not None:
+        _at_least(args, "passes", 1)
+    if not 0 <= args.stripes <= 1:
+        raise SearchError(f"--stripes is {args.stripes:g}, a share of the tiles from 0 to 1")
+    if args.budget is not None:
+        if args.lam is not None or args.epsilon is not None or args.rule == "paper":
+            raise SearchError("--budget finds lambda itself; leave out --rule, --lambda and --epsilon")
+        _read_budget(args.budget, args.cost)
+    dtype = torch.float32 if sampler.dtype == "fp32" else torch.bfloat16
+    for kind in sorted({phase.attention for phase in schedule.phases} - {"dense"}):
+        resolve_backend(args.backend, device, dtype, HEAD_DIM, kind)
+    budget, args.budget = args.budget, None
+    make_request(args, schedule, sampler.sigmas[:-1], layers, [])
+    args.budget = budget
+    if not any(schedule.at(sigma)[1].uses_heads for sigma in sampler.sigmas[:-1]):
+        raise SearchError("no step of this run is in a phase that says 'heads'; give more steps or another schedule")
+
+
+def _read_budget(text: str, cost: str) -> tuple[float, bool]:
+    """Return the number of a budget, and whether it is in seconds."""
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+)(%|s)?", text.strip())
+    value = float(match[1]) if match else 0.0
+    if match and match[2] == "s":
+        if cost != "measured":
+            raise SearchError(f"--budget {text} is a time, which needs --cost measured; or give a share such as 30%")
+        if value > 0:
+            return value, True
+    share = value / 100 if match and match[2] == "%" else value
+    if not match or not 0 < share <= 1:
+        raise SearchError(
+            f"--budget is '{text}'; write a share of full attention such as 0.3 or 30%, or seconds as 40s"
+        )
+    return share, False
+
+
+def _budget(text: str | None, costs: Costs, heads: int, calls: int) -> float | None:
+    if text is None:
+        return None
+    value, timed = _read_budget(text, costs.kind if costs.kind == "measured" else "measured")
+    if not timed:
+        return value
+    if costs.ms is None:
+        raise SearchError(f"--budget {text} is a time, and nothing could be measured here; give a share such as 30%")
+    full, fixed = (calls * ms / 1e3 for ms in (heads * costs.ms[FULL], costs.fixed_ms))
+    share = (value - fixed) / full
+    if share <= 0:
+        raise SearchError(
+            f"--budget {text} is less than launching takes ({fixed:.3g} s); full attention is {full:.3g} s"
+        )
+    return min(1.0, share)
+
+
+def _passes(args: argparse.Namespace, budget: str | None) -> int:
+    return args.passes if args.passes is not None else 2 if budget else 1
+
+
+def _costs(
+    args: argparse.Namespace, search: HeadSearch, schedule: Schedule, sampler: Sampler, device: torch.device
+) -> Costs:
+    phase = next(phase for phase in schedule.phases if phase.uses_heads)
+    dtype = torch.float32 if sampler.dtype == "fp32" else torch.bfloat16
+    call = Call(device, search.heads, HEAD_DIM, phase.attention, phase.granularity, dtype, args.backend)
+    return pattern_costs(search.candidates, search.tiling, kind=args.cost, call=call)
+
+
+def _gathered(
+    args: argparse.Namespace,
+    model: WanTransformer3DModel,
+    sampler: Sampler,
+    batches: Sequence[Sequence[Clip]],
+    tiling: Tiling,
+) -> Gathered | None:
+    clips = [clip for batch in batches for clip in batch][: args.evidence]
+    if not clips:
+        return None
+    parts = [clips[i : i + args.together] for i in range(0, len(clips), args.together)]
+    with tqdm(total=len(parts) * sampler.steps, desc="evidence", unit="step") as bar:
+        return gather(model, sampler, parts, tiling, bar.update)
+
+
+def _run(model, search, sampler, batches, passes, state, began) -> None:
+    done = 0
+    if began is not None:
+        done = (began.number * len(batches) + began.batch) * sampler.steps + began.step
+    with tqdm(total=passes * len(batches) * sampler.steps, initial=done, desc="search", unit="step") as bar:
+
+        def tick(place) -> None:
+            bar.set_postfix_str(f"pass {place.number + 1}, batch {place.batch + 1} of {len(batches)}")
+            bar.update()
+
+        run_passes(model, search, sampler, batches, passes=passes, state=state, tick=tick)
+
+
+def _load(path: Path, dtype: str, device: torch.device) -> WanTransformer3DModel:
+    model = load_model(path).requires_grad_(False)
+    keep_full_precision(model)
+    if dtype == "bf16":
+        for block in model.blocks:
+            for module in block.modules():
+                if isinstance(module, torch.nn.Linear):
+                    module.to(torch.bfloat16)
+    return model.to(device).eval()
+
+
+def _hash(path: Path) -> str:
+    return fingerprint(path) if path.is_file() else ""
+
+
+def _words(grid: TokenGrid, tiling: Tiling) -> str:
+    return f"{'x'.join(map(str, grid.shape))} tokens in {tiling.count} tiles of {'x'.join(map(str, tiling.tile))}"
+
+
+def _written(
+    args: argparse.Namespace,
+    table: HeadTable,
+    search: HeadSearch,
+    gathered: Gathered | None,
+    out: Path,
+    path: Path,
+    header: Header | None,
+    say: Callable[[str], None],
+) -> Iterator[str]:
+    from .report import write_report
+
+    yield f"head table: {out}"
+    made = table.made
+    yield (
+        f"mean density {made['mean_density']:.1%}, mean cost {made['mean_cost']:.1%}, "
+        f"mean error {made['mean_error']:.4f} ({made['error']}), lambda {made['lambda']:.4g}, epsilon {made['epsilon']:.4g}"
+    )
+    total = sum(table.counts().values())
+    for words, count in table.counts().most_common():
+        yield f"  {count / total:6.1%}  {words[:90]}"
+    for written in write_report(table, search, gathered, out):
+        yield f"report: {written}"
+    if args.into:
+        new = replace(header or Header(table.schedule), schedule=table.schedule, heads=table, slots=table.slots)
+        new = replace(new, tile=table.tile, trainer=new.trainer or "training.search")
+        say(f"writing {args.into} ...")
+        yield f"model: {copy_with_header(path, Path(args.into).expanduser(), new)}"
+
+
+def _target(text: str) -> Path:
+    path = Path(text).expanduser().absolute()
+    if path.is_dir():
+        raise SearchError(f"--out {text}: is a folder; name a file in it, such as {path / 'heads.json'}")
+    nearest = next(parent for parent in path.parents if parent.exists())
+    if not nearest.is_dir():
+        raise SearchError(f"--out {text}: {nearest} is a file; name another folder")
+    return path
