@@ -7,7 +7,7 @@ about a head at 0.5 % of the work. Rows are whole: every sampled query attends t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -97,7 +97,7 @@ class Evidence:
         """Return one sample alone."""
         return self._each(lambda array: array[index : index + 1])
 
-    def _each(self, change) -> Evidence:
+    def _each(self, change: Callable[[np.ndarray], np.ndarray]) -> Evidence:
         return replace(self, **{name: change(getattr(self, name)) for name in MEASURED})
 
 
@@ -195,6 +195,7 @@ class _Geometry:
 
     @staticmethod
     def of(tiling: Tiling, rows: np.ndarray) -> _Geometry:
+        """Return where ``rows`` (ascending tokens) are."""
         grid = tiling.grid
         t, h, w = np.unravel_index(rows - grid.prefix, grid.shape)
         # Alternate rows of a frame: both halves hold every frame.
