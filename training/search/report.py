@@ -9,11 +9,11 @@ import numpy as np
 
 from ...kernels.grid import choose_tiling
 from ...kernels.head_table import HeadTable
+from ...kernels.headsearch.gathered import Gathered
 from ...kernels.headsearch.rule import Rule
 from ...kernels.headsearch.search import HeadSearch
 from ...kernels.pattern_text import format_pattern
 from ..headplots import plot_densities, plot_families, plot_lines, plot_maps
-from .gather import Gathered
 
 SHOWN_BANDS, SHOWN_HEADS = 6, 6
 LAMBDAS = np.logspace(-4, 1, 26)
@@ -35,10 +35,10 @@ def write_report(table: HeadTable, search: HeadSearch, gathered: Gathered | None
         log="y",
     )
     if gathered is not None:
-        for step, words in zip(gathered.steps, gathered.families()):
-            title = f"step {step}, sigma {gathered.sigmas[gathered.steps.index(step)]:.3f}"
-            yield plot_families(words, folder / f"families-step-{step:02d}.png", title)
+        for sigma in gathered.steps:
+            yield plot_families(gathered.classes(sigma), folder / f"families-{sigma:.3f}.png", f"sigma {sigma:.3f}")
         yield _maps(gathered, folder / "attention.png")
+        yield gathered.save(folder / "evidence.npz")
     errors = folder / "errors.npz"
     np.savez_compressed(
         errors,
@@ -90,16 +90,15 @@ def _densities(table: HeadTable, path: Path) -> Path:
 
 def _maps(gathered: Gathered, path: Path) -> Path:
     """Draw heads of as many families as there are, the most concentrated of each, in the middle step."""
-    step = gathered.steps[len(gathered.steps) // 2]
-    words = gathered.families()[gathered.steps.index(step)]
+    sigma = gathered.steps[len(gathered.steps) // 2]
+    words, means = gathered.classes(sigma), gathered.layer_means(sigma)
     chosen: list[tuple[int, int]] = []
     for word in dict.fromkeys(words.ravel().tolist()):
         places = [tuple(place) for place in np.argwhere(words == word)]
-        entropy = [gathered.found[step, layer].mean().entropy[0, head] for layer, head in places]
-        chosen.append(places[int(np.argmin(entropy))])
+        chosen.append(min(places, key=lambda place: means[place[0]].entropy[0, place[1]]))
     rest = [tuple(place) for place in np.argwhere(words != "") if tuple(place) not in chosen]
     chosen = [*chosen, *rest][:SHOWN_HEADS]
-    each = [gathered.found[step, layer].mean() for layer, _ in chosen]
+    each = [means[layer] for layer, _ in chosen]
     frames = np.array([e.frames[0, head].mean(0) for e, (_, head) in zip(each, chosen)])
     video = int(np.prod(each[0].pieces))
     # Runs without tokens outside the video have no other tiles.

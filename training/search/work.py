@@ -18,6 +18,7 @@ from ...kernels.checkpoint_copy import copy_with_header
 from ...kernels.grid import Tiling, TokenGrid, choose_tiling
 from ...kernels.head_table import HeadTable, write_head_table
 from ...kernels.headsearch.cost import Call, Costs, pattern_costs
+from ...kernels.headsearch.gathered import Gathered
 from ...kernels.headsearch.rule import FULL
 from ...kernels.headsearch.search import HeadSearch
 from ...kernels.schedule import Schedule
@@ -30,7 +31,8 @@ from ..model import WanTransformer3DModel, keep_full_precision, load_model
 from ..names import HEAD_DIM, read_shape
 from ..sparse import latent_grid
 from .cli import ASSETS, PUBLISHED, TINY
-from .gather import Gathered, gather
+from .gather import facts as evidence_facts
+from .gather import gather, stripes
 from .passes import run_passes
 from .request import MOST_CLIPS, SearchError, dense_first, make_request, read_schedule, settings_key
 from .state import StateFile
@@ -64,10 +66,10 @@ def search_heads(args: argparse.Namespace, say: Callable[[str], None]) -> Iterat
     batches = [clips[i : i + args.together] for i in range(0, len(clips), args.together)]
     model = _load(path, sampler.dtype, device)
 
-    gathered = _gathered(args, model, sampler, batches, tiling)
-    stripes = gathered.stripes(tiling, args.stripes, MOST_STRIPES) if gathered and args.stripes else []
+    gathered = _gathered(args, model, sampler, clips, tiling)
+    found = stripes(gathered, tiling, args.stripes, MOST_STRIPES) if gathered and args.stripes else []
     budget, args.budget = args.budget, None
-    request = make_request(args, schedule, sampler.sigmas[:-1], shape.layers, stripes)
+    request = make_request(args, schedule, sampler.sigmas[:-1], shape.layers, found)
     search = HeadSearch(request, grid, shape.layers, shape.heads, slots=slots, tile=tile, backend=args.backend)
     costs = _costs(args, search, schedule, sampler, device)
     search.costs = costs.relative
@@ -96,7 +98,7 @@ def search_heads(args: argparse.Namespace, say: Callable[[str], None]) -> Iterat
         "base_sha256": _hash(path),
     }  # fmt: skip
     if gathered is not None:
-        made["evidence"] = gathered.facts()
+        made["evidence"] = evidence_facts(gathered)
     table = search.table(path.name, made)
     write_head_table(out, table)
     yield from _written(args, table, search, gathered, out, path, header, say)
@@ -227,18 +229,13 @@ def _costs(
 
 
 def _gathered(
-    args: argparse.Namespace,
-    model: WanTransformer3DModel,
-    sampler: Sampler,
-    batches: Sequence[Sequence[Clip]],
-    tiling: Tiling,
+    args: argparse.Namespace, model: WanTransformer3DModel, sampler: Sampler, clips: Sequence[Clip], tiling: Tiling
 ) -> Gathered | None:
-    clips = [clip for batch in batches for clip in batch][: args.evidence]
-    if not clips:
+    looked = clips[: args.evidence]
+    if not looked:
         return None
-    parts = [clips[i : i + args.together] for i in range(0, len(clips), args.together)]
-    with tqdm(total=len(parts) * sampler.steps, desc="evidence", unit="step") as bar:
-        return gather(model, sampler, parts, tiling, bar.update)
+    with tqdm(total=len(looked) * sampler.steps, desc="evidence", unit="step") as bar:
+        return gather(model, sampler, looked, tiling, bar.update)
 
 
 def _run(model, search, sampler, batches, passes, state, began) -> None:
