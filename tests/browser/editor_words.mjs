@@ -124,7 +124,7 @@ export const checks = ({ page, job, row, text, settle, load, fill, problem, setV
     /** A narrow node: nothing of the table leaves it. */
     async wordNarrow() {
       const found = [];
-      for (const width of [420, 480, 700]) {
+      for (const width of [420, 480, 560, 700]) {
         await load(workflow(job.words, { size: [width, 820] }));
         await row(2, "number1").focus();
         await settle();
@@ -132,8 +132,16 @@ export const checks = ({ page, job, row, text, settle, load, fill, problem, setV
         found.push(await page.evaluate(() => {
           const editor = document.querySelector(".fps-editor");
           const fields = [...editor.querySelectorAll(".fps-table .fps-field")].filter((e) => e.getClientRects().length);
+          const pen = document.createElement("canvas").getContext("2d");
+          /** Whether a field is too narrow for what it holds, a list for the longest that can be chosen. */
+          const clipped = (field) => {
+            if (field.tagName !== "SELECT") return field.scrollWidth > field.clientWidth;
+            pen.font = getComputedStyle(field).font;
+            const widest = Math.max(...[...field.options].map((option) => pen.measureText(option.text).width));
+            return widest + 6 + 17 > field.clientWidth; // padding and arrow
+          };
           return { over: editor.scrollWidth - editor.clientWidth,
-            clipped: fields.filter((e) => e.scrollWidth > e.clientWidth).map((e) => `${e.dataset.column} ${e.value}`) };
+            clipped: fields.filter(clipped).map((e) => `${e.dataset.column} ${e.value} ${e.clientWidth}`) };
         }));
       }
       return found;

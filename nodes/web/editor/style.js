@@ -110,8 +110,8 @@ const CSS = `
 .fps-table thead th { color: var(--fps-soft); font-size: 11px; padding: 0 2px 2px 7px; white-space: nowrap; }
 .fps-table thead th.fps-right { padding-right: 6px; }
 .fps-table .fps-number { width: 42px; padding-left: 0; }
-.fps-table th:nth-child(3) { width: 12%; } .fps-table th:nth-child(4) { width: 12.8%; }
-.fps-table th:nth-child(5) { width: 15.7%; }
+.fps-table th:nth-child(3) { width: 13%; } .fps-table th:nth-child(4) { width: 12.8%; }
+.fps-table th:nth-child(5) { width: 15%; }
 .fps-table thead :is(th:nth-child(3), th:nth-child(4), th:nth-child(5)) { padding-left: 6px; }
 .fps-table thead th.fps-right { width: 54px; }
 .fps-table input.fps-field { padding: 0 5px; }
