@@ -1,8 +1,8 @@
 """The cell of head tables: predicted against measured time of whole plans, and one call for mixed heads.
 
-Patterns are timed in uniform calls before and after the plans, because a machine gets warmer and busier; the plans in
-calls of their own, one per layer: nothing of a plan's time goes into its prediction. On a card the best Triton backend
-runs; without one the plain reference, timed by processor time.
+Patterns are timed in uniform calls, plans in calls of their own, one per layer: nothing of a plan's time goes into its
+prediction. Both take turns, because a machine gets warmer and busier; of the turns' medians the least counts, on both
+sides. On a card the best Triton backend runs; without one the plain reference, timed by processor time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..grid import Tiling, TokenGrid, choose_tiling
 from ..head_table import Band, HeadTable
 from ..headsearch.candidates import DEFAULT, distinct, read_candidates
 from ..headsearch.cost import Costs, pattern_costs, plan_milliseconds
-from ..measure_patterns import SIGMA, Call, random_inputs
+from ..measure_patterns import LEAST_CALLS, SIGMA, Call, random_inputs
 from ..pattern_text import family, format_pattern
 from ..patterns import Full, Pattern, Stripe
 from ..plan import Plans, clear_plans
@@ -32,7 +32,9 @@ from .timing import Clock, Timing
 
 PLANS = 6
 LAYERS = 4
-ROUNDS = 5
+TURNS = 3
+# Calls in a turn: as many as a pattern gets at least.
+CALLS = LEAST_CALLS
 # Tables lean towards dense or towards sparse patterns, as searches with small and large lambda do.
 LEANS = (0.0, 2.0, 4.0)
 # Every this many key tiles is one of the stripe's.
@@ -78,7 +80,7 @@ def run(cell: Cell, device: torch.device, save: Callable[[dict], None] = lambda 
             clock=clock,
         )
 
-    before = price()
+    costs = price()
     backend = call.kind()[0]
     result = {
         "status": "failed",
@@ -87,18 +89,20 @@ def run(cell: Cell, device: torch.device, save: Callable[[dict], None] = lambda 
         "tokens": tiling.grid.tokens,
         "tile": list(tiling.tile),
         "attention": cell.label,
-        "costs": before.says(),
-        "patterns": rows(before),
+        "costs": costs.says(),
+        "patterns": rows(costs),
         "patterns_in_s": time.monotonic() - began,
     }
     save(result)
-    if before.ms is None:
-        return {**result, "message": before.says()}
+    if costs.ms is None:
+        return {**result, "message": costs.says()}
     inputs = random_inputs(tiling, call)
     every = tables(patterns, tiling, cell)
     with torch.no_grad():
         timings = time_plans(every, inputs, call, clock)
-        costs = mean_of(before, price())
+        for _ in range(TURNS - 1):
+            costs = least(costs, price())
+            timings = quieter(timings, time_plans(every, inputs, call, clock))
         result.update(fixed_ms=costs.fixed_ms, full_layer_ms=costs.full_layer_ms, patterns=rows(costs))
         result.update(predictions(every, costs, timings))
         save(result)
@@ -146,16 +150,19 @@ def tables(patterns: list[Pattern], tiling: Tiling, cell: Cell, seed: int = 0) -
     return found
 
 
-def mean_of(before: Costs, after: Costs) -> Costs:
-    """Return the mean times of two measurements of the same patterns; the first where the second gave no times."""
-    if after.ms is None:
-        return before
-    ms = (before.ms + after.ms) / 2
-    full = list(before.patterns).index(Full())
-    both = before.full_layer_ms is not None and after.full_layer_ms is not None
-    layer = (before.full_layer_ms + after.full_layer_ms) / 2 if both else before.full_layer_ms
-    fixed = (before.fixed_ms + after.fixed_ms) / 2
-    return replace(before, ms=ms, relative=ms / ms[full], fixed_ms=fixed, full_layer_ms=layer)
+def least(first: Costs, second: Costs) -> Costs:
+    """Return of two measurements of the same patterns the smaller times; the first where the second gave none."""
+    if second.ms is None:
+        return first
+    ms = np.minimum(first.ms, second.ms)
+    layers = [each for each in (first.full_layer_ms, second.full_layer_ms) if each is not None]
+    return replace(
+        first,
+        ms=ms,
+        relative=ms / ms[list(first.patterns).index(Full())],
+        fixed_ms=min(first.fixed_ms, second.fixed_ms),
+        full_layer_ms=min(layers, default=None),
+    )
 
 
 def time_plans(
@@ -171,6 +178,11 @@ def time_plans(
     timings = _in_turns(calls, clock)
     clear_plans()
     return timings
+
+
+def quieter(first: dict, second: dict) -> dict:
+    """Return of two timings of each call the one with the smaller median."""
+    return {name: min(first[name], second[name], key=lambda timing: timing.median) for name in first}
 
 
 def predictions(every: list[HeadTable], costs: Costs, timings: dict[tuple[int, int], Timing]) -> dict:
@@ -215,7 +227,10 @@ def fusion(
     chosen = rng.permutation(np.resize(few, call.heads))
     calls = heads_fusion.ways(patterns, tiling, call, chosen, inputs)
     found = heads_fusion.compare(calls, clock)
-    for name, timing in _in_turns(calls, clock).items():
+    timings = _in_turns(calls, clock)
+    for _ in range(TURNS - 1):
+        timings = quieter(timings, _in_turns(calls, clock))
+    for name, timing in timings.items():
         found[name].update(timing.to_json())
     return {
         "heads": call.heads,
@@ -230,7 +245,7 @@ def _in_turns(calls: dict, clock: Clock) -> dict:
     samples: dict = {name: [] for name in calls}
     for call in calls.values():
         call()
-    for _ in range(ROUNDS):
+    for _ in range(CALLS):
         for name, call in calls.items():
             samples[name] += clock.sample(call, 2 if clock.cuda else 1)
     return {name: Timing.of(values) for name, values in samples.items()}

@@ -151,7 +151,8 @@ def test_the_kernel_is_launched_once_for_mixed_heads():
 
 def test_the_cell_records_costs_plans_and_ways(monkeypatch):
     """The arithmetic of the record, on a grid so small that its times say nothing."""
-    monkeypatch.setattr(heads_cell, "ROUNDS", 1)
+    monkeypatch.setattr(heads_cell, "TURNS", 2)
+    monkeypatch.setattr(heads_cell, "CALLS", 1)
     cell = next(cell for cell in heads_cells(True) if cell.label == "fp8")
     saved = []
     result = heads_cell.run(cell, torch.device("cpu"), saved.append)
