@@ -15,7 +15,7 @@ from fpsattention.kernels.grid import TokenGrid
 from fpsattention.kernels.measure import Measurement
 from fpsattention.kernels.presets import preset
 from fpsattention.kernels.schedule import Schedule
-from fpsattention.nodes import benchmark_image, drawing, preview_image, report_image, report_times
+from fpsattention.nodes import benchmark_image, drawing, head_map, preview_image, report_image, report_times
 from fpsattention.nodes.drawing import COLORS, GRID, INK, MARGIN, PAPER, WIDTH, bar, color_of, page
 from fpsattention.nodes.preview_outlook import Preview, make_preview
 from fpsattention.nodes.record import Run, Step
@@ -262,3 +262,19 @@ def test_pictures_are_on_paper(previewed, benchmarked, reported):
     for picture in (previewed, benchmarked[1], reported[1]):
         assert picture.pixels.shape[1] == WIDTH and picture.share(PAPER, 0, WIDTH, 0, picture.height) > 0.5
         assert picture.has_ink(MARGIN, 500, 16, 44) and picture.has_ink(MARGIN, 500, 46, 66), "headlines"
+
+
+@pytest.mark.parametrize("shape", [(12, 30), (40, 40), (1, 3)])
+def test_a_map_has_a_cell_per_head_as_dark_as_its_density(shape):
+    density = np.random.default_rng(0).random(shape)
+    density[0, 1] = np.nan
+    height = head_map.map_height(shape[0])
+    picture, draw = page(100 + height, "title", "subtitle")
+    head_map.draw_map(draw, density, ("head", "layer"), "what it is", MARGIN, WIDTH - 24, 90)
+    seen = Picture(torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None])
+    slot, row = (WIDTH - 24 - MARGIN) / shape[1], (height - 52) / shape[0]
+    for (y, x), value in np.ndenumerate(density):
+        color = GRID if np.isnan(value) else drawing.shade(value)
+        place = (MARGIN + (x + 0.2) * slot, MARGIN + (x + 0.8) * slot, 90 + y * row + 1, 90 + (y + 1) * row - 2)
+        assert seen.share(color, *place) == 1, (y, x)
+    assert seen.has_ink(MARGIN + 120, 400, 90 + height - 34, 90 + height), "what the shades mean"

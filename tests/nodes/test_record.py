@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from fpsattention.nodes import record
 from fpsattention.nodes.record import MAX_RUNS, Recorder, Run, Step
 
@@ -88,3 +89,38 @@ def test_select_takes_the_latest_prompt_of_each_node(monkeypatch):
 def test_an_unannounced_sampler_gets_a_run():
     recorder = Recorder()
     assert recorder.current() is recorder.current()
+
+
+def test_densities_on_the_device_are_read_when_the_run_is_over():
+    recorder = Recorder()
+    step = recorder.step(0.9, lambda: make(0.9))
+    for block, density in ((0, 0.25), (1, 0.5), (0, 0.75), (None, 0.1)):
+        step.attend_online(block, torch.tensor(density))
+    assert step.density == 1.0 and step.layers == {}
+    recorder.end()
+    assert step.density == pytest.approx(0.4)
+    assert {block: (round(total, 6), calls) for block, (total, calls) in step.layers.items()} == {
+        0: (1, 2),
+        1: (0.5, 1),
+    }
+
+
+def test_so_many_densities_wait_at_most(monkeypatch):
+    monkeypatch.setattr(record, "_MANY", 3)
+    step = make()
+    for _ in range(7):
+        step.attend_online(2, torch.tensor(0.5))
+    assert len(step._unread) == 1 and step.layers == {2: (3.0, 6)}
+
+
+def test_a_device_that_broke_costs_the_densities_alone():
+    class Broken:
+        def detach(self):
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    recorder = Recorder()
+    run = recorder.begin()
+    recorder.step(0.9, lambda: make(0.9)).attend_online(0, Broken())
+    recorder.end(RuntimeError("another"))
+    assert run.finished and run.stopped == "RuntimeError"
+    assert "could not be read from the device (CUDA error" in run.notes[0]
