@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--schedule", default="0 fp8 x1 heads", metavar="TEXT|FILE",
         help="says 'heads' where patterns are wanted and how they run there; ';' for line ends")  # fmt: skip
     add("--candidates", default="default", metavar="SET|PATTERNS",
-        help="'default', 'paper', or patterns with ';' between them, such as 'skip; window all 30%% 30%%; first 1'")  # fmt: skip
+        help="'default', 'paper', or patterns with ';' between: 'skip; window all 30%% 30%%; first 1'")  # fmt: skip
     add("--stripes", type=float, default=0.1, metavar="SHARE",
         help="also try vertical stripes of this share of the tiles, found by column mass; 0 for none")  # fmt: skip
     add("--bands", choices=("steps", "phases"), default="steps", help="one choice per sampling step, or per phase")
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("how heads are chosen")
     add = group.add_argument
     add("--rule", choices=("ours", "paper"), default="ours",
-        help="paper: lambda 0.5 and epsilon 1 on plain MSE, as published; ours: 0.05 and 0.05 on normalized errors")  # fmt: skip
+        help="paper: lambda 0.5, epsilon 1, plain MSE, as published; ours: 0.05, 0.05, normalized errors")  # fmt: skip
     add("--lambda", dest="lam", type=float, metavar="L", help="price of cost in units of the error")
     add("--epsilon", type=float, metavar="E", help="a head stays full where every other loss exceeds this")
     add("--budget", metavar="COST",

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from ...kernels.grid import Tiling

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import pairwise
 
 import torch
@@ -34,7 +34,8 @@ class Clip:
 
 @dataclass(frozen=True)
 class Sampler:
-    """How all clips are sampled: latents (16, T, H, W), Euler steps under the shift, guidance."""
+    """How all clips are sampled: latents (16, T, H, W), Euler steps under the shift, guidance; ``start`` is the first
+    step's sigma where that is not 1."""
 
     shape: tuple[int, int, int, int]
     steps: int = 20
@@ -42,10 +43,13 @@ class Sampler:
     cfg: float = 1.0
     negative: torch.Tensor | None = None
     dtype: str = "fp32"
-    sigmas: tuple[float, ...] = field(init=False)
+    start: float | None = None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sigmas", tuple(sampler_sigmas(self.steps, self.shift)))
+    @cached_property
+    def sigmas(self) -> tuple[float, ...]:
+        """The steps + 1 noise levels, ending at 0."""
+        first, *rest = sampler_sigmas(self.steps, self.shift)
+        return (first if self.start is None else self.start, *rest)
 
 
 def noise(sampler: Sampler, clips: Sequence[Clip]) -> torch.Tensor:

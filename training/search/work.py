@@ -286,7 +286,8 @@ def _written(
     made = table.made
     yield (
         f"mean density {made['mean_density']:.1%}, mean cost {made['mean_cost']:.1%}, "
-        f"mean error {made['mean_error']:.4f} ({made['error']}), lambda {made['lambda']:.4g}, epsilon {made['epsilon']:.4g}"
+        f"mean error {made['mean_error']:.4f} ({made['error']}), lambda {made['lambda']:.4g}, "
+        f"epsilon {made['epsilon']:.4g}"
     )
     total = sum(table.counts().values())
     for words, count in table.counts().most_common():

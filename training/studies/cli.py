@@ -1,4 +1,4 @@
-"""The study's command line: clips, run, report."""
+"""The studies' command line: clips, run, report, heads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0 done, 2 bad input (one sentence), 75 time is over, call again."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    return exit_code(lambda: {"clips": _clips, "run": _run, "report": _report}[args.command](args))
+    commands = {"clips": _clips, "run": _run, "report": _report, "heads": _heads}
+    return exit_code(lambda: commands[args.command](args))
 
 
 def clips_folder() -> Path:
@@ -56,6 +57,19 @@ def _report(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _heads(args: argparse.Namespace) -> int:
+    from .heads_report import write_heads_report
+    from .heads_run import run_heads_study
+
+    results = args.results / f"heads-{args.size}.json"
+    done = run_heads_study(SIZES[args.size], args.budget, args.base, args.cache, results)
+    if not done:
+        return EXIT_MORE
+    for path in write_heads_report(results, args.out):
+        print(path)
+    return EXIT_OK
+
+
 def _parts(text: str) -> tuple[str, ...]:
     parts = tuple(part.strip() for part in text.split(",") if part.strip())
     unknown = [part for part in parts if part not in PARTS]
@@ -79,9 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=("clips", "run", "report"),
+        choices=("clips", "run", "report", "heads"),
         default="run",
-        help="clips: fetch them; run: do what is missing and write results and report; report: write it again",
+        help="clips: fetch them; run: do what is missing and write results and report; report: write it again; "
+        "heads: the study of head patterns, with its report",
     )
     parser.add_argument("--size", choices=tuple(SIZES), default="cpu", help="h200: 80 M parameters, for a card")
     parser.add_argument("--parts", type=_parts, default=PARTS, metavar="A,B", help=f"of {', '.join(PARTS)}")

@@ -94,9 +94,9 @@ def conditions(config: RunConfig, base: Path, digest: str, training: int, held_o
     return {
         "size": work.size.name,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "commit": _commit(),
+        "commit": commit(),
         "torch": torch.__version__,
-        "machine": _machine(),
+        "machine": machine(),
         "threads": torch.get_num_threads(),
         "clips": present(folder) or sorted(path.name for path in folder.iterdir()),
         "training_samples": training,
@@ -121,7 +121,8 @@ def write_results(store: Store, todo: Sequence[Job], facts: dict[str, Any], path
     partial.replace(path)
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Return the commit that runs, or 'unknown'."""
     try:
         out = subprocess.run(
             ["git", "-C", str(PACK), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
@@ -131,7 +132,8 @@ def _commit() -> str:
     return out.stdout.strip()
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Return the card's or the processor's name."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     cpu = platform.processor() or platform.machine()

@@ -130,7 +130,7 @@ class Work:
         if arm is not None:
             self.do(Train(arm))
             model.load_state_dict(load_file(str(self._weights(arm))))
-        return model.to(_device(self.config)).eval()
+        return model.to(device_of(self.config)).eval()
 
     def _measure(self, job: Measure) -> dict[str, Any]:
         attention, section = self.size.attention(job.window), self.config.validation
@@ -161,7 +161,7 @@ class Work:
     def _videos(self, job: Videos) -> dict[str, Any]:
         from ..vae import decode, load_vae
 
-        vae = load_vae(self.config.vae.path).to(_device(self.config))
+        vae = load_vae(self.config.vae.path).to(device_of(self.config))
         models = {"control": self.model(job.arm.control), "arm": self.model(job.arm)}
         attention = {"control": self.size.attention("dense"), "arm": self.size.attention(job.arm.window)}
         found: list[float] = []
@@ -223,7 +223,8 @@ def _rounded(values: Sequence[float | None]) -> list[float | None]:
     return [None if value is None else round(value, 5) for value in values]
 
 
-def _device(config: RunConfig) -> torch.device:
+def device_of(config: RunConfig) -> torch.device:
+    """Return the device of a configuration."""
     from ..distributed import World, pick_device
 
     return pick_device(config.device, World())
