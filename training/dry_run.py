@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ..kernels.attention import resolve_backend
-from ..kernels.grid import TokenGrid, choose_tiling
+from ..kernels.grid import TokenGrid
 from .config import RunConfig
 from .data.buckets import buckets_of, tokens
 from .data.settings import TEXT_TOKENS
@@ -18,7 +18,6 @@ from .memory import Plan, copied_bytes, plan_memory, saved_bytes
 from .memory_advice import verdict
 from .names import HEAD_DIM, WanShape, planned_shape
 from .prepare import compute_dtype, data_grid
-from .sparse import SparseAttention
 
 DENSITY_SAMPLES = 400
 
@@ -47,14 +46,9 @@ def phase_table(config: RunConfig, grid: TokenGrid, heads: int) -> tuple[list[st
         shown = "chosen online" if density is None else f"density {density:6.1%}"
         lines.append(f"{text}  {shown}  {share:4.0%} of the training steps")
         mean += share * (1.0 if density is None else density)
-    if attention.heads is not None and (note := _carried_over(attention, grid)):
+    if note := attention.carried_over(grid):
         lines.append(f"  note: {note}")
     return lines, mean
-
-
-def _carried_over(attention: SparseAttention, grid: TokenGrid) -> str | None:
-    """Return what is to be said where the head table was made for another grid or other tiles."""
-    return attention.heads.note_for(choose_tiling(grid, attention.slots, attention.tile))
 
 
 def describe_run(config: RunConfig, *, world: int | None = None, gpu_memory: float | None = None) -> str:

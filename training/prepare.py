@@ -77,7 +77,8 @@ def check_folders(config: RunConfig) -> None:
 
 
 def check_backend(config: RunConfig, world: World) -> None:
-    """Ask every sparse phase's backend before anything is loaded, and say what runs in place of what.
+    """Ask every sparse phase's backend before anything is loaded, and say what runs in place of what, and where a head
+    table was made for other videos.
 
     Raises BackendError when one cannot run: training never falls back to dense attention.
     """
@@ -89,6 +90,8 @@ def check_backend(config: RunConfig, world: World) -> None:
         _log.info("%s attention runs on %s (%s)", kind, name, device.type)
         if note and device.type != "cpu":  # on a CPU there is nothing else to expect
             _log.warning("%s", note)
+    if note := attention.carried_over(data_grid(config.data)):
+        _log.warning("%s", note)
 
 
 def vae_dtype(config: RunConfig, device: torch.device) -> torch.dtype:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ..kernels.grid import Tiling, TokenGrid
+from ..kernels.grid import Tiling, TokenGrid, choose_tiling
 from ..kernels.head_table import HeadTable
 from ..kernels.plan import Plans, plans_for
 from ..kernels.schedule import Schedule
@@ -61,6 +61,10 @@ class SparseAttention:
             return plans.mean_density(sigma)
         own, other = _branch_densities(self.heads, plans.tiling(sigma), plans.band(sigma))
         return (1 - negative) * own + negative * other
+
+    def carried_over(self, grid: TokenGrid) -> str | None:
+        """Return what is to be said where the head table was made for another grid or other tiles, else None."""
+        return None if self.heads is None else self.heads.note_for(choose_tiling(grid, self.slots, self.tile))
 
 
 @lru_cache(maxsize=256)

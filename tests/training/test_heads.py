@@ -353,17 +353,34 @@ def test_what_is_decided_online_is_measured(words):
     assert min(seen) > 0 and max(seen) <= 1
 
 
+@pytest.mark.parametrize("words", ["heads", *ONLINE])
+def test_compiled_blocks_are_equal_and_measure_nothing(words):
+    attention = attending(f"0 fp8 x1 {words}", head_table(WORDS[:2]))
+    plain, compiled = make_model(2), make_model(2)
+    torch._dynamo.reset()
+    for block in compiled.blocks:
+        block.compile(fullgraph=True, backend="aot_eager")
+    out, expected = gradients(plain, attention)
+    again, found = gradients(compiled, attention)
+    assert torch.equal(out, again)
+    for name, grad in expected.items():  # sums may go in another order
+        assert (found[name] - grad).norm() <= 1e-5 * grad.norm() + 1e-8, name
+    assert attention_state(compiled).online_density is None
+    measured = validate(compiled, random_samples(2), sigmas=(0.5,), attention=attention).density
+    assert measured == (pytest.approx(np.mean(DENSITY[:2])) if words == "heads" else None)
+
+
 def test_configurations_read_and_check_their_table(run_config, table_file, tmp_path):
     config = run_config()
     assert config.attention.resolved().table == head_table()
     (tmp_path / "run.toml").write_text(to_toml(config))
     again = load_config(tmp_path / "run.toml")
     assert again == config and again.attention.table == head_table()
-    check_fits(config, WanShape(256, 64, 4, 16))
+    check_fits(config, WanShape(dim=256, ffn_dim=64, layers=4, text_dim=16))
     with pytest.raises(
         ConfigError, match=r"attention\.heads: the head table is for 4 layers of 2 heads, this model has 5"
     ):
-        check_fits(config, WanShape(256, 64, 5, 16))
+        check_fits(config, WanShape(dim=256, ffn_dim=64, layers=5, text_dim=16))
     with pytest.raises(ConfigError, match=r"attention\.heads: the head table is for 4 layers"):
         fit(run_config(model__layers=2), random_samples(2), progress=None)
     dense = config.attention.model_copy(update={"schedule": "dense"})  # as the demo's control
