@@ -82,8 +82,8 @@ def errors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPla
     batch, _, heads, dim = q.shape
     tiles, width = plan.layout.index.shape
     rows = made.rows.shape[0]
-    # At once: K or V in tile order (given and float32), scores and weights, the tiles' outputs and their copy.
-    held = 4 * tiles * (2 * width * (dim + rows) + 2 * rows * dim)
+    # At once: V in tile order (as given, mostly 16 bits, and in float32), the weights, and the tiles' outputs.
+    held = 4 * tiles * (width * (3 * dim // 2 + rows) + rows * dim)
     found = []
     for chunk in head_chunks(batch, heads, held):
         out = _outputs(q[:, :, chunk], k[:, :, chunk], v[:, :, chunk], plan)
@@ -100,7 +100,7 @@ def _outputs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionP
     if has_dead_rows(layout):
         scores = scores.masked_fill((layout.index < 0)[:, :, None], -math.inf)
     largest = scores.amax(-2)  # (B, H, tiles, R); every tile has a live row
-    weights = (scores - largest[..., None, :]).exp()
+    weights = scores.sub_(largest[..., None, :]).exp_()
     total = weights.sum(-2)
     outputs = weights.transpose(-1, -2) @ tile_rows(v, layout).float()  # (B, H, tiles, R, D)
     largest, total = (x.transpose(-1, -2)[:, :, :, None] for x in (largest, total))  # (B, H, R, 1, tiles)

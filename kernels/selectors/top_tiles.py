@@ -52,8 +52,8 @@ class TopTiles:
         gated = self.gate >= 0
         even = self.kind == "topk" and not gated and tiling.video_tiles == tiles
         longest = self._kept(tiles) if even else tiles
-        # At once, per head: q or k in tile order (given and float32), and scores, sorted scores and places (64 bits),
-        # or a mask's running sums and places.
+        # At once, per head: q or k in tile order (as given, with a gate twice in float32), and of the tiles' pairs the
+        # scores, their sorted copy and 64-bit places, or a mask's running sums and places.
         held = tiles * (width * dim * (q.element_size() + 8 * gated) + 28 * tiles)
         # Autocast would turn the products into bf16.
         made = ListMaker(layout, batch, heads, longest, transposed=wants_gradient(q, k, v))
@@ -95,10 +95,11 @@ class TopTiles:
         if self.gate < 0:
             return means, None
         rows = rows.float() if shift is None else rows - shift
-        # The squared length of the mean of unit rows is the mean over all pairs of their cosines.
-        units = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min(1e-20)
-        units = units.masked_fill((layout.index < 0)[:, :, None], 0.0)
-        return means, (units.sum(-2) / live).square().sum(-1) > self.gate
+        # The squared length of the mean of unit rows is the mean over all pairs of their cosines. As a product, so that
+        # unit rows are never written down.
+        weight = 1.0 / torch.linalg.vector_norm(rows, dim=-1).clamp_min(1e-20) / live
+        unit_mean = weight.masked_fill(layout.index < 0, 0.0)[..., None, :] @ rows
+        return means, unit_mean.square().sum((-2, -1)) > self.gate
 
     def _top(self, scores: torch.Tensor) -> torch.Tensor:
         """Return bool of the shape of ``scores (B, H, queries, keys)``: the key tiles that are kept."""

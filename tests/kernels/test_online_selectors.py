@@ -181,6 +181,17 @@ def test_svg_comes_near_its_density_on_real_grids(name, density):
     assert not torch.equal(*made.lists.ids)
 
 
+@pytest.mark.parametrize("density", [0.1, 0.3, 0.5, 0.7])
+def test_svg_takes_a_well_shaped_window_of_those_about_as_dense(density):
+    plan = Plans(Schedule.parse(f"0 bf16 - svg {density}"), TokenGrid(4, 12, 14), 1, slots=8, tile=(2, 2, 2)).at(0.5)
+    assert plan.tiling.pieces == (2, 6, 7)
+    windows, first = online_oracle.svg_windows(plan.tiling, density)
+    assert density != 0.5 or windows[1] == (2, 4, 5)  # 3 x 7 would be exactly half
+    for p, window in enumerate(windows):
+        expected = online_oracle.window_mask(plan.tiling, window, first)
+        assert (online_oracle.mask_of_lists(plan.prepared.lists, plan.tiling.count, p) == expected).all()
+
+
 def test_svg_keeps_the_first_frame_where_there_is_room():
     for density, kept in ((0.3, True), (0.5, True), (0.2, False)):
         plan = plan_of(f"svg {density}", SHIPPED["480p"], slots=64)
