@@ -7,6 +7,7 @@ strengths are ours. All are shares of the video, so that they mean the same at e
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 
 from ..grid import Tiling
@@ -39,6 +40,18 @@ def read_candidates(words: Iterable[str]) -> list[Pattern]:
     if not any(family(p) not in ("full", "skip") for p in found):
         raise CandidateError("there is no candidate beside full and skip; add one, for example 'window all 30% 30%'.")
     return [Full(), *(p for p in found if p != Full())]
+
+
+def named_candidates(text: str) -> list[Pattern]:
+    """Return the candidates of a set's name, or of patterns with ';' or line ends between them; raises CandidateError,
+    one sentence."""
+    try:
+        return read_candidates(
+            SETS[text] if text in SETS else [w.strip() for w in re.split("[;\n]", text) if w.strip()]
+        )
+    except CandidateError as error:
+        hint = "" if any(c in text for c in " ;\n") else f" (sets are {', '.join(SETS)})"
+        raise CandidateError(f"{str(error).rstrip('.')}{hint}.") from None
 
 
 def distinct(candidates: Sequence[Pattern], tiling: Tiling) -> list[Pattern]:

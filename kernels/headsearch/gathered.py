@@ -9,17 +9,21 @@ import tempfile
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..grid import GridError, TokenGrid
-from .classify import PromptDependence, concentrations, families, prompt_dependence
+from ..grid import GridError, Tiling, TokenGrid
+from ..patterns import Stripe
+from .classify import PromptDependence, concentrations, families, prompt_dependence, stripe_candidates
 from .evidence import AREAS, MEASURED, Evidence, EvidenceError, running_mean
 
 KIND = "fpsattention head evidence"
 VERSION = 1
 # Mass below 1e-7 of a row is nothing; powers have no such bounds.
 WIDE = ("power", *AREAS)
+EVIDENCE_STEPS = 3
+MOST_STRIPES = 4
 
 
 @dataclass
@@ -133,6 +137,36 @@ class Gathered:
             raise EvidenceError(f"{path.name} cannot be read ({error.strerror or 'it is no npz file'}).") from None
         except (ValueError, KeyError, TypeError, AttributeError, EOFError, GridError, zipfile.BadZipFile):
             raise EvidenceError(f"{path.name} is no head evidence or is damaged; measure it again.") from None
+
+
+def evidence_steps(steps: int) -> set[int]:
+    """Return which of a run's steps to look at: early, middle and late say how heads change along the trajectory."""
+    return {round((steps - 1) * i / (EVIDENCE_STEPS - 1)) for i in range(EVIDENCE_STEPS)}
+
+
+def stripes(gathered: Gathered, tiling: Tiling, share: float, most: int = MOST_STRIPES) -> list[Stripe]:
+    """Return at most ``most`` stripes of ``share`` of the tiles that heads look at in any of the steps."""
+    return stripe_candidates([gathered.means[key] for key in sorted(gathered.means)], tiling, share, most)
+
+
+def evidence_facts(gathered: Gathered) -> dict[str, Any]:
+    """Return what a table says about the evidence that it was made with."""
+    words, counts = np.unique([gathered.classes(step) for step in gathered.steps], return_counts=True)
+    clips = len({prompt for prompt, _, _ in gathered.prompts})
+    said: dict[str, Any] = {
+        "sigmas": [round(step, 6) for step in gathered.steps],
+        "clips": clips,
+        "families": {str(word): int(count) for word, count in zip(words, counts)},
+    }
+    if clips > 1 and next(iter(gathered.means.values())).heads * len(gathered.layers) > 1:
+        found = gathered.dependence()
+        said["prompts"] = {
+            "variance": {part: round(value, 4) for part, value in found.variance.items()},
+            "same_family": round(found.same, 4),
+            "same_by_chance": round(found.same_by_chance, 4),
+            "kappa": None if np.isnan(found.kappa) else round(found.kappa, 4),
+        }
+    return said
 
 
 def _read(facts: dict, arrays: dict[str, np.ndarray]) -> Gathered:

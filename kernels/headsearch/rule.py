@@ -16,6 +16,8 @@ import numpy as np
 FULL = 0
 # As published; epsilon is in units of the error, so it means little but for plain MSE.
 PAPER_LAMBDA, PAPER_EPSILON = 0.5, 1.0
+# Ours, for normalized errors: a head may lose a twentieth of its layer's mean power per head to run free of charge.
+LAMBDA, EPSILON = 0.05, 0.05
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ...kernels.head_table import HeadTableError
-from ...kernels.headsearch.candidates import SETS, CandidateError, read_candidates
-from ...kernels.headsearch.rule import PAPER_EPSILON, PAPER_LAMBDA, Rule
+from ...kernels.headsearch.asked import dense_first, read_searched
+from ...kernels.headsearch.candidates import CandidateError, named_candidates
+from ...kernels.headsearch.rule import EPSILON, LAMBDA, PAPER_EPSILON, PAPER_LAMBDA, Rule
 from ...kernels.headsearch.search import Request, phase_bands, step_bands
 from ...kernels.patterns import Pattern
-from ...kernels.presets import PRESETS
-from ...kernels.schedule import Phase, Schedule, ScheduleError
+from ...kernels.schedule import Schedule, ScheduleError
 from ..config import ConfigError
 
-# Ours, for normalized errors: a head may lose a twentieth of its layer's mean power per head to run free of charge.
-LAMBDA, EPSILON = 0.05, 0.05
 MOST_CLIPS = 10_000
 
 
@@ -34,31 +32,19 @@ def read_schedule(text: str) -> Schedule:
         path = Path(text)
         if len(text) < 1024 and path.is_file():
             text = path.read_text(encoding="utf-8-sig")
-        elif text in PRESETS:
-            raise SearchError(f"--schedule {text}: a preset never says 'heads'; write for example '0 fp8 x1 heads'")
-        schedule = Schedule.parse(text if text[:1] in ("{", "[") else text.replace(";", "\n"))
+        return read_searched(text)
     except ScheduleError as error:
-        raise SearchError(f"--schedule: {error}") from None
+        raise SearchError(f"--schedule: {str(error).rstrip('.')}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SearchError(f"--schedule {text}: cannot be read as text ({error}); check the file") from None
-    if not schedule.uses_heads:
-        raise SearchError(
-            "--schedule never says 'heads', so nothing would be searched; write for example '0 fp8 x1 heads'"
-        )
-    words = {phase.selector for phase in schedule.phases if phase.selector} - {"heads"}
-    if words:
-        raise SearchError(f"--schedule says '{min(words)}'; a search takes windows, dense and heads only")
-    return schedule
 
 
-def dense_first(schedule: Schedule, sigmas: Sequence[float], steps: int) -> Schedule:
-    """Return ``schedule`` with the first ``steps`` steps of a run over ``sigmas`` (the final zero left out) dense."""
-    if steps == 0:
-        return schedule
-    if steps >= len(sigmas):
-        raise SearchError(f"--dense-steps {steps} leaves none of {len(sigmas)} steps to search; give fewer")
-    until = round((sigmas[steps - 1] + sigmas[steps]) / 2, 6)
-    return Schedule((Phase(until, "dense"), *(phase for phase in schedule.phases if phase.until < until)))
+def first_steps_dense(schedule: Schedule, sigmas: Sequence[float], steps: int) -> Schedule:
+    """Return ``schedule`` with the first ``steps`` steps of a run dense; raises SearchError."""
+    try:
+        return dense_first(schedule, sigmas, steps)
+    except ScheduleError as error:
+        raise SearchError(str(error).rstrip(".")) from None
 
 
 def read_layers(given: Sequence[str], layers: int) -> frozenset[int]:
@@ -80,10 +66,9 @@ def read_layers(given: Sequence[str], layers: int) -> frozenset[int]:
 def candidate_patterns(text: str) -> list[Pattern]:
     """Return the patterns of a set's name, or of patterns with ';' between them; raises SearchError."""
     try:
-        return read_candidates(SETS[text] if text in SETS else [word for word in text.split(";") if word.strip()])
+        return named_candidates(text)
     except CandidateError as error:
-        hint = "" if any(c in text for c in " ;") else f" (sets are {', '.join(SETS)})"
-        raise SearchError(f"--candidates: {str(error).rstrip('.')}{hint}") from None
+        raise SearchError(f"--candidates: {str(error).rstrip('.')}") from None
 
 
 def read_rule(args: Any) -> tuple[Rule, str]:

@@ -18,7 +18,7 @@ from ...kernels.checkpoint_copy import copy_with_header
 from ...kernels.grid import Tiling, TokenGrid, choose_tiling
 from ...kernels.head_table import HeadTable, write_head_table
 from ...kernels.headsearch.cost import Call, Costs, pattern_costs
-from ...kernels.headsearch.gathered import Gathered
+from ...kernels.headsearch.gathered import Gathered, evidence_facts, stripes
 from ...kernels.headsearch.rule import FULL
 from ...kernels.headsearch.search import HeadSearch
 from ...kernels.schedule import Schedule
@@ -31,15 +31,13 @@ from ..model import WanTransformer3DModel, keep_full_precision, load_model
 from ..names import HEAD_DIM, read_shape
 from ..sparse import latent_grid
 from .cli import ASSETS, PUBLISHED, TINY
-from .gather import facts as evidence_facts
-from .gather import gather, stripes
+from .gather import gather
 from .passes import run_passes
-from .request import MOST_CLIPS, SearchError, dense_first, make_request, read_schedule, settings_key
+from .request import MOST_CLIPS, SearchError, first_steps_dense, make_request, read_schedule, settings_key
 from .state import StateFile
 from .trajectory import Clip, Sampler
 
 TINY_SLOTS, SLOTS = 8, 64
-MOST_STRIPES = 4
 
 
 def search_heads(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[str]:
@@ -52,7 +50,7 @@ def search_heads(args: argparse.Namespace, say: Callable[[str], None]) -> Iterat
     device = pick_device(args.device, World())
     schedule = read_schedule(args.schedule)
     sampler, clips_of = _sampling(args, usual, device)
-    schedule = dense_first(schedule, sampler.sigmas[:-1], _at_least(args, "dense_steps", 0))
+    schedule = first_steps_dense(schedule, sampler.sigmas[:-1], _at_least(args, "dense_steps", 0))
     slots, tile = _tiles(args, header)
     grid = latent_grid(sampler.shape)
     tiling = choose_tiling(grid, slots, tile)
@@ -67,7 +65,7 @@ def search_heads(args: argparse.Namespace, say: Callable[[str], None]) -> Iterat
     model = _load(path, sampler.dtype, device)
 
     gathered = _gathered(args, model, sampler, clips, tiling)
-    found = stripes(gathered, tiling, args.stripes, MOST_STRIPES) if gathered and args.stripes else []
+    found = stripes(gathered, tiling, args.stripes) if gathered and args.stripes else []
     budget, args.budget = args.budget, None
     request = make_request(args, schedule, sampler.sigmas[:-1], shape.layers, found)
     search = HeadSearch(request, grid, shape.layers, shape.heads, slots=slots, tile=tile, backend=args.backend)
@@ -177,8 +175,6 @@ def _check(args: argparse.Namespace, schedule: Schedule, sampler: Sampler, layer
     budget, args.budget = args.budget, None
     make_request(args, schedule, sampler.sigmas[:-1], layers, [])
     args.budget = budget
-    if not any(schedule.at(sigma)[1].uses_heads for sigma in sampler.sigmas[:-1]):
-        raise SearchError("no step of this run is in a phase that says 'heads'; give more steps or another schedule")
 
 
 def _read_budget(text: str, cost: str) -> tuple[float, bool]:

@@ -23,7 +23,8 @@ from ...kernels.grid import choose_tiling
 from ...kernels.head_table import HeadTable
 from ...kernels.headsearch.candidates import DEFAULT, PAPER, read_candidates
 from ...kernels.headsearch.evidence import evidence
-from ...kernels.headsearch.gathered import Gathered
+from ...kernels.headsearch.gathered import Gathered, stripes
+from ...kernels.headsearch.gathered import evidence_facts as facts
 from ...kernels.headsearch.rule import Rule
 from ...kernels.headsearch.search import HeadSearch, Request, step_bands
 from ...kernels.pattern_text import format_pattern
@@ -32,7 +33,6 @@ from ...kernels.schedule import Phase, Schedule
 from ..attention import attention_state
 from ..flow import noisy, sample_generator
 from ..model import WanTransformer3DModel
-from ..search.gather import facts, stripes
 from ..search.passes import run_passes
 from ..search.trajectory import Clip, Sampler, run_step
 from ..sparse import DENSE, SparseAttention, latent_grid
