@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..plan import BlockLists, Layout
+from ..block_lists import BlockLists, Layout
 
 # What a chunk of heads may hold beside the lists. All heads at once would need several GB at 720p.
 CHUNK_BYTES = 512 * 2**20

@@ -13,9 +13,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
+from ..block_lists import BlockLists
 from ..grid import Tiling, TokenGrid
 from ..patterns import Pattern, pattern_pairs
-from ..plan import AttentionPlan, BlockLists
+from ..plan import AttentionPlan
 from .mask_lists import has_dead_rows, head_chunks, tile_rows
 
 # SVG's paper profiles about 1 % of the rows, its public code 64 rows of any video; 1 % of 75,600 rows would cost as

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import torch
 
+from ..block_lists import BlockLists
 from ..grid import Tiling
 from ..patterns import Window
-from ..plan import AttentionPlan, BlockLists
+from ..plan import AttentionPlan
 from ..schedule import Phase
 from . import sampled
 

@@ -20,9 +20,10 @@ from itertools import product
 import numpy as np
 import torch
 
+from ..block_lists import BlockLists
 from ..grid import Tiling
 from ..patterns import FirstFrames, Pattern, Union, band
-from ..plan import AttentionPlan, BlockLists
+from ..plan import AttentionPlan
 from ..schedule import Phase
 from . import sampled
 from .sta import tile_window

@@ -20,7 +20,8 @@ import math
 
 import torch
 
-from ..plan import AttentionPlan, BlockLists, Layout
+from ..block_lists import BlockLists, Layout
+from ..plan import AttentionPlan
 from ..quantize.fp8 import token_mean
 from ..schedule import Phase
 from .mask_lists import ListMaker, head_chunks, tile_rows, wants_gradient
