@@ -16,6 +16,7 @@ from .profile import FPSAttentionProfile
 from .report import FPSAttentionReport
 from .routes import register_routes
 from .schedule import FPSAttentionSchedule
+from .search_heads import FPSAttentionSearchHeads
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class FPSAttentionExtension(ComfyExtension):
             FPSAttentionApply,
             FPSAttentionSchedule,
             FPSAttentionLoadHeads,
+            FPSAttentionSearchHeads,
             FPSAttentionReport,
             FPSAttentionPreview,
             FPSAttentionBenchmark,

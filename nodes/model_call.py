@@ -75,7 +75,7 @@ def prepare(
     if step.attention == "dense":
         return dense(step)
     alike = _alike(layout.grid.tokens, context, kwargs.get("clip_fea"))
-    if alike and any("forward" in vars(block.self_attn) for block in diffusion_model.blocks if _has_attention(block)):
+    if alike and _replaced(diffusion_model):
         return dense(step, REPLACED_ALIKE)
 
     head_dim = diffusion_model.dim // diffusion_model.num_heads
@@ -137,11 +137,20 @@ def _branches(run: Run, settings: Settings, options: dict, batch: int) -> tuple[
     same: the host stacks the branches of guidance in equal parts."""
     if settings.table is None or settings.table.branches == 1:
         return (0,)
+    found = sample_branches(options, batch)
+    if found is None:
+        run.note(BRANCHES)
+        return (0,)
+    return found
+
+
+def sample_branches(options: dict, batch: int) -> tuple[int, ...] | None:
+    """Return the branch of guidance per sample, one number where it is all the same; None if the sampler does not say
+    it."""
     order = options.get("cond_or_uncond")
     known = isinstance(order, list | tuple) and bool(order) and all(branch in (0, 1) for branch in order)
     if not known or batch % len(order):
-        run.note(BRANCHES)
-        return (0,)
+        return None
     if len(set(order)) == 1:
         return (int(order[0]),)
     return tuple(int(branch) for branch in order for _ in range(batch // len(order)))
@@ -152,5 +161,12 @@ def _alike(tokens: int, context: Any, image: Any) -> bool:
     return any(getattr(x, "ndim", 0) == 3 and x.shape[1] == tokens for x in (context, image))
 
 
-def _has_attention(block: Any) -> bool:
-    return hasattr(getattr(block, "self_attn", None), "__dict__")
+def _replaced(diffusion_model: Any) -> bool:
+    """True if another node put a forward of its own onto a self-attention."""
+    attentions = [getattr(block, "self_attn", None) for block in diffusion_model.blocks]
+    return any("forward" in vars(attention) for attention in attentions if hasattr(attention, "__dict__"))
+
+
+def replaced_alike(diffusion_model: Any, tokens: int, context: Any, image: Any) -> bool:
+    """True if self-attention and cross-attention cannot be told apart: both are equally long, and one was replaced."""
+    return _alike(tokens, context, image) and _replaced(diffusion_model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from ..kernels.profiling.study import Goal, Study, check_goal, measure, probing_
 from ..kernels.profiling.trajectory import Segment, cut
 from ..kernels.profiling.windows import Level, ladder, other_shapes
 from ._api import CATEGORY, FpsSchedule, io, show_text, ui
+from .memory import clear_frames, free_memory, out_of_memory
 from .model_facts import compute_dtype
 from .model_input import diffusion_model_of
 from .profile_checks import check_backend, check_caches, check_conditioning, check_latent, known_grid
@@ -143,11 +143,11 @@ def run_profile(model: Any, job: Job, goal: Goal, runs: bool, node_id: str | Non
     try:
         return _profile(model, job, goal, runs, node_id)
     except BaseException as error:
-        _clear_frames(error)
-        if not _out_of_memory(error):
+        clear_frames(error)
+        if not out_of_memory(error):
             raise
     # Outside of the handler, whose traceback would keep the memory.
-    _free_memory()
+    free_memory()
     raise ProfileError(
         "the GPU ran out of memory while profiling; profile a smaller or shorter video, which has the same phases, or "
         "close what else uses the GPU."
@@ -281,33 +281,3 @@ def _expect(meter: Meter, segments: list[Segment], effort: Effort, runs: bool, g
     )
     planned += effort.loss * len(effort.one_step)
     meter.expect(total, steps, planned, sentence, len(effort.steps) * len(effort.layers))
-
-
-def _clear_frames(error: BaseException) -> None:
-    """Empty the frames that ``error`` and what led to it passed; the lines of its traceback stay.
-
-    The host's own frame and a failing node's traceback hold each other. A clone of the model in there lives until a
-    garbage collection, which takes it together with the clone it was made from: then the host has nothing to put into
-    the clone's place among its loaded models, and warns of a leak with every prompt.
-    """
-    seen: list[BaseException] = []
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        one = waiting.pop()
-        if one is not None and one not in seen:
-            seen.append(one)
-            traceback.clear_frames(one.__traceback__)
-            waiting += [one.__cause__, one.__context__]
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error).lower()
-
-
-def _free_memory() -> None:
-    try:
-        from comfy.model_management import soft_empty_cache, unload_all_models
-    except ImportError:
-        return
-    unload_all_models()
-    soft_empty_cache()

@@ -1,4 +1,4 @@
-"""What is checked before a profile samples anything: latent, conditioning, backend, and nodes that it cannot see past.
+"""What is checked before a node samples by itself: latent, conditioning, backend, and nodes that it cannot see past.
 
 Each check raises ProfileError with one sentence.
 """
@@ -69,17 +69,17 @@ def known_grid(base: Any, latent: torch.Tensor, *conditionings: Any) -> TokenGri
     return layout.grid if layout.known else None
 
 
-def check_backend(base: Any) -> str | None:
-    """Refuse a place where FP8 phases would stay dense; return the sentence that says what runs them, where that is
-    not the FP8 kernel."""
+def check_backend(base: Any, attention: str = "fp8", purpose: str = "profile") -> str | None:
+    """Refuse a place where phases of ``attention`` would stay dense; return the sentence that says what
+    runs them, where that is not their own kernel."""
     diffusion_model = base.get_model_object("diffusion_model")
     head_dim = diffusion_model.dim // diffusion_model.num_heads
     try:
-        backend, note = choose_backend("auto", base.load_device, compute_dtype(base), head_dim, "fp8")
+        backend, note = choose_backend("auto", base.load_device, compute_dtype(base), head_dim, attention)
     except BackendError as error:
-        raise ProfileError(f"attention cannot run sparse here, so there is nothing to profile: {error}") from None
+        raise ProfileError(f"attention cannot run sparse here, so there is nothing to {purpose}: {error}") from None
     if backend is None:
-        raise ProfileError(f"attention would stay dense here, so there is nothing to profile: {note}.")
+        raise ProfileError(f"attention would stay dense here, so there is nothing to {purpose}: {note}.")
     return note
 
 
@@ -94,5 +94,5 @@ def skips(who: str, where: str = "") -> ProfileError:
     """Return the error for a node that skips steps: what it hands out comes from steps that ran otherwise."""
     return ProfileError(
         f"{who} on the MODEL skips steps{where} and reuses earlier ones in their place, so it would be measured, not "
-        "the attention; connect the MODEL as it is before that node to the profile, and keep the node for sampling."
+        "the attention; connect the MODEL as it is before that node here, and keep the node for sampling."
     )

@@ -37,30 +37,13 @@ def profile_inputs() -> list[io.Input]:
                 "measured for; a smaller video is faster and mostly has the same phases."
             ),
         ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=MAX_SEED,
-            # Another seed would measure everything again with the next queued prompt.
-            control_after_generate=getattr(getattr(io, "ControlAfterGenerate", None), "fixed", True),
-            tooltip="Seed of the noise, the same in every run, and of the sampled rows. One seed is one sample.",
-        ),
-        io.Int.Input(
-            "steps", default=20, min=1, max=MAX_STEPS, tooltip="Sampling steps of every run, as you will sample later."
-        ),
-        io.Float.Input(
-            "cfg", default=6.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance, as in KSampler."
-        ),
-        io.Combo.Input(
-            "sampler_name",
-            options=_names(TABLES["sampler_name"], ["euler", "uni_pc"]),
-            tooltip="The sampler that you will use. Stochastic ones get the same random numbers in every run.",
-        ),
-        io.Combo.Input(
-            "scheduler",
-            options=_names(TABLES["scheduler"], ["simple"]),
-            tooltip="The scheduler that you will use. The proposed schedule is written in noise levels, not in steps.",
+        *sampling_inputs(
+            seed="Seed of the noise, the same in every run, and of the sampled rows. One seed is one sample.",
+            steps="Sampling steps of every run, as you will sample later.",
+            sampler="The sampler that you will use. Stochastic ones get the same random numbers in every run.",
+            scheduler=(
+                "The scheduler that you will use. The proposed schedule is written in noise levels, not in steps."
+            ),
         ),
         io.Combo.Input(
             "effort",
@@ -114,6 +97,27 @@ def profile_inputs() -> list[io.Input]:
     ]
 
 
+def sampling_inputs(*, seed: str, steps: str, sampler: str, scheduler: str) -> list[io.Input]:
+    """Return what a KSampler has as well, with these tooltips."""
+    return [
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=MAX_SEED,
+            # Another seed would measure everything again with the next queued prompt.
+            control_after_generate=getattr(getattr(io, "ControlAfterGenerate", None), "fixed", True),
+            tooltip=seed,
+        ),
+        io.Int.Input("steps", default=20, min=1, max=MAX_STEPS, tooltip=steps),
+        io.Float.Input(
+            "cfg", default=6.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance, as in KSampler."
+        ),
+        io.Combo.Input("sampler_name", options=host_names("sampler_name", ["euler", "uni_pc"]), tooltip=sampler),
+        io.Combo.Input("scheduler", options=host_names("scheduler", ["simple"]), tooltip=scheduler),
+    ]
+
+
 def problem(
     steps: Any, density: Any, psnr: Any, phases: Any, cfg: Any, seed: Any, effort: Any = None, aim: Any = None
 ) -> str | None:
@@ -147,7 +151,7 @@ def arrived_problem(choices: dict[str, Any], **numbers: Any) -> str | None:
     The host looks at linked values no more, and takes its first sampler for a name that it does not know.
     """
     for name, value in choices.items():
-        options = {"effort": EFFORTS, "aim": AIMS}.get(name) or _names(TABLES[name], [])
+        options = {"effort": EFFORTS, "aim": AIMS}.get(name) or host_names(name, [])
         if sentence := _choice_problem(name, value, options):
             return sentence
     return missing_problem(**numbers) or problem(**numbers, effort=choices["effort"], aim=choices["aim"])
@@ -159,10 +163,10 @@ def _choice_problem(name: str, value: Any, options: Sequence[str]) -> str | None
     return f"{name} is {written(value)}, which is none of its choices; choose one in the node."
 
 
-def _names(attribute: str, fallback: list[str]) -> list[str]:
-    """The host's samplers or schedulers."""
+def host_names(name: str, fallback: Sequence[str]) -> list[str]:
+    """Return the host's choices of an input of ``TABLES``."""
     try:
         from comfy.samplers import KSampler
     except ImportError:
-        return fallback
-    return list(getattr(KSampler, attribute, fallback))
+        return list(fallback)
+    return list(getattr(KSampler, TABLES[name], fallback))

@@ -1,4 +1,4 @@
-"""Progress of a profile: one bar over all of its steps, with previews; what comes next, how long, and cancelling."""
+"""Progress of a node that samples by itself: one bar with previews, what comes next and how long, and cancelling."""
 
 from __future__ import annotations
 
@@ -18,9 +18,17 @@ _WARM = 2
 class Meter:
     """Counts steps of the model, and tells from the time of the first ones how long the rest takes."""
 
-    def __init__(self, model: Any, total: int, node_id: str | None):
+    def __init__(
+        self,
+        model: Any,
+        total: int,
+        node_id: str | None,
+        name: str = "FPSAttention Profile",
+        probe: str = "row probes",
+    ):
+        self.name, self.probe = name, probe
         self.total, self.done, self.dense = total, 0, total
-        # Of the whole profile: steps in dense steps of time, and row probes.
+        # Of everything: steps in dense steps of time, and row probes.
         self.planned, self.probes = float(total), 0
         # Of a dense step; None where the dense run is too short to tell.
         self.seconds: float | None = None
@@ -39,7 +47,7 @@ class Meter:
         these, and say what they are for; ``planned`` are the steps in dense steps of time."""
         self.total, self.dense, self.planned, self.probes = total, dense, planned, probes
         self._warm = min(_WARM, dense - 1)
-        logger.info("FPSAttention Profile: %s", sentence)
+        logger.info("%s: %s", self.name, sentence)
 
     def say(self, what: str) -> None:
         """Log what runs next, and how long all that is left takes as measured since the dense run."""
@@ -47,7 +55,7 @@ class Meter:
         if self.done > self.dense:
             each = (self._last - self._dense_over) / (self.done - self.dense)
             left = f", up to {spoken(each * (self.total - self.done))} to go"
-        logger.info("FPSAttention Profile: %s (%d of %d steps done%s)", what, self.done, self.total, left)
+        logger.info("%s: %s (%d of %d steps done%s)", self.name, what, self.done, self.total, left)
 
     def check(self) -> None:
         """Raise the host's own exception where the user cancelled."""
@@ -82,10 +90,8 @@ class Meter:
         """Log the time of a step and of its probes, and of all that is left."""
         probe = statistics.median(self._probed) if self._probed else 0.0
         left = self.seconds * max(self.planned - self.done, 0) + probe * max(self.probes - len(self._probed), 0)
-        logger.info(
-            "FPSAttention Profile: %.2g s a step and %.2g s for its row probes, about %s to go",
-            self.seconds, probe * len(self._probed) / self.done, spoken(left),
-        )  # fmt: skip
+        probes = f" and {probe * len(self._probed) / self.done:.2g} s for its {self.probe}" if self.probes else ""
+        logger.info("%s: %.2g s a step%s, about %s to go", self.name, self.seconds, probes, spoken(left))
 
     def finish(self) -> None:
         """Fill the bar."""

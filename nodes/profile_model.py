@@ -13,7 +13,7 @@ from .patch import INNER, ON_CLEANUP, ON_PRE_RUN, beneath
 from .settings import KEY, Patched, file_header
 
 
-def without_patch(model: Any) -> tuple[Any, bool, Header | None]:
+def without_patch(model: Any, who: str = "FPSAttention Profile") -> tuple[Any, bool, Header | None]:
     """Return a clone of ``model`` that runs what stood there before FPSAttention nodes, whether there was one, and the
     header of the model's file. Raises ProfileError for a model that is not Wan.
 
@@ -22,7 +22,7 @@ def without_patch(model: Any) -> tuple[Any, bool, Header | None]:
     diffusion_model = model.get_model_object("diffusion_model")
     if not is_wan(diffusion_model):
         raise ProfileError(
-            f"FPSAttention Profile works on Wan models, this one is {type(model.model).__name__}; connect a Wan2.1 or "
+            f"{who} works on Wan models, this one is {type(model.model).__name__}; connect a Wan2.1 or "
             "Wan2.2 diffusion model."
         )
     header = file_header(model)

@@ -8,7 +8,6 @@ same, whatever sampler it is, and what comes out differs by the attention alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,38 +19,16 @@ from ..kernels.profiling.study import Outcome
 from ..kernels.profiling.trajectory import cut, only
 from ..kernels.profiling.windows import Level
 from ..kernels.schedule import Schedule
-from .model_call import step_index
+from .own_sampling import PREDICT_NOISE, Job, OwnSampling
 from .patch import apply_patch
-from .profile_checks import skips
 from .profile_meter import Meter
 from .profile_probe import KEY, Probe
 from .settings import KEY as PATCH_KEY
 from .settings import Settings
 
-# The host's own name (comfy.patcher_extension.WrappersMP); a host test holds it equal.
-PREDICT_NOISE = "predict_noise"
 SOURCE = "FPSAttention Profile"
 # Where other nodes put functions that run with every guided prediction.
 GUIDANCE = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
-WATCH = f"{KEY}_watch"
-REPLACED = (
-    "the model's self-attention could not be probed: another node replaced the model's own forward; connect the MODEL "
-    "as it is before that node."
-)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is sampled, as KSampler has it."""
-
-    positive: Any
-    negative: Any
-    latent: dict
-    seed: int
-    steps: int
-    cfg: float
-    sampler_name: str
-    scheduler: str
 
 
 @dataclass(frozen=True)
@@ -63,21 +40,12 @@ class _Prediction:
     output: torch.Tensor
 
 
-class Sampling:
+class Sampling(OwnSampling):
     """Samples ``job`` on clones of ``base`` and compares with its dense run."""
 
     def __init__(self, base: Any, job: Job, header: Header | None, meter: Meter):
-        import comfy.sample
-        import comfy.samplers
-
-        self.base, self.job, self.header, self.meter = base, job, header, meter
-        self.image = comfy.sample.fix_empty_latent_channels(
-            base, job.latent["samples"], *_scale_argument(job.latent, comfy.sample.fix_empty_latent_channels)
-        )
-        sampler = comfy.samplers.KSampler(
-            base, job.steps, base.load_device, job.sampler_name, job.scheduler, 1.0, base.model_options
-        )
-        self.sigmas = [float(sigma) for sigma in sampler.sigmas]
+        super().__init__(base, job, meter)
+        self.header = header
         self.reference: torch.Tensor | None = None
         why = _why_whole(base, job.sampler_name)
         # Whether predictions may be handed out again.
@@ -85,11 +53,6 @@ class Sampling:
         whole = f"{why}, so every run was sampled from its first step, and there are no one-step losses."
         self.notes = [] if self.replays else [whole]
         self._record: list[_Prediction] = []
-
-    @property
-    def step_sigmas(self) -> list[float]:
-        """The sigma at which each step starts."""
-        return self.sigmas[:-1]
 
     @property
     def peak(self) -> float:
@@ -113,8 +76,8 @@ class Sampling:
             return out
 
         m.add_wrapper_with_key(PREDICT_NOISE, KEY, record)
-        self._watch(m, lambda: probe.plan is not None, lambda: probe.blocks)
-        self.reference = self._sample(m, lambda: True).double()
+        self.watch(m, lambda: probe.plan is not None, lambda: probe.blocks)
+        self.reference = self.sample(m, lambda: True).double()
         if not bool(self.reference.isfinite().all()) or self.peak == 0:
             raise ProfileError(
                 "the dense run's latent is not finite, or constant, so nothing can be compared with it; check the "
@@ -126,7 +89,7 @@ class Sampling:
         """Sample with ``schedule`` and return how far the final latent is from the dense one's."""
         self.meter.say(what)
         m, replay = self._patched(schedule)
-        latent = self._sample(m, lambda: replay.live)
+        latent = self.sample(m, lambda: replay.live)
         self._check_ran(m)
         return Outcome(float((latent.double() - self.reference).square().mean()), replay.loss)
 
@@ -139,56 +102,23 @@ class Sampling:
             return None
         self.meter.say(f"one-step loss of step {step}")
         m, replay = self._patched(only(segments, index, level), once=True)
-        self._sample(m, lambda: replay.live)
+        self.sample(m, lambda: replay.live)
         self._check_ran(m)
         return replay.loss
 
     def forget(self) -> None:
-        """Drop the model and what was kept of the dense run, wherever this is held: also the frames of an error hold
-        the functions that ran in them, with all that these close over."""
+        """Drop the model and what was kept of the dense run."""
+        super().forget()
         self._record.clear()
-        self.base = self.reference = None
+        self.reference = None
 
     def _patched(self, schedule: Schedule, once: bool = False) -> tuple[Any, _Replay]:
         m = apply_patch(self.base, Settings(schedule, SOURCE, "auto", self.header))
         replay = _Replay(self._record, schedule, self.meter, once)
         m.add_wrapper_with_key(PREDICT_NOISE, KEY, lambda executor, *args, **kw: replay(executor, *args, **kw))
         recorder = m.get_attachment(PATCH_KEY).recorder
-        self._watch(m, lambda: replay.live, lambda: _model_calls(recorder))
+        self.watch(m, lambda: replay.live, lambda: _model_calls(recorder))
         return m, replay
-
-    def _watch(self, m: Any, live: Callable[[], bool], computed: Callable[[], int]) -> None:
-        """Raise ProfileError as soon as a prediction of ``m`` leaves ``computed`` as it was although it was ``live``:
-        another node skipped the model. Such a node's state is not handed out with the dense run's predictions."""
-
-        def watch(executor: Any, x: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
-            before = computed()
-            out = executor(x, timestep, *args, **kwargs)
-            if live() and computed() == before:
-                where = f" ({step_index(self.sigmas, float(timestep.flatten()[0]))}, for example)"
-                computes = before or self.reference is not None
-                raise skips("another node", where) if computes else ProfileError(REPLACED)
-            return out
-
-        m.add_wrapper_with_key(PREDICT_NOISE, WATCH, watch)
-        # Around all others: they too may skip what is inside of them.
-        wrappers = m.wrappers[PREDICT_NOISE]
-        m.wrappers[PREDICT_NOISE] = {WATCH: wrappers.pop(WATCH), **wrappers}
-
-    def _sample(self, m: Any, live: Callable[[], bool]) -> torch.Tensor:
-        import comfy.sample
-
-        job = self.job
-        noise = comfy.sample.prepare_noise(self.image, job.seed, job.latent.get("batch_index"))
-
-        def callback(step: int, denoised: Any, x: Any, total: int) -> None:
-            if live():
-                self.meter.step(denoised)
-
-        return comfy.sample.sample(
-            m, noise, job.steps, job.cfg, job.sampler_name, job.scheduler, job.positive, job.negative, self.image,
-            noise_mask=job.latent.get("noise_mask"), callback=callback, disable_pbar=True, seed=job.seed,
-        )  # fmt: skip
 
     def _check_ran(self, m: Any) -> None:
         """Raise ProfileError if what should have been sparse was not."""
@@ -265,9 +195,3 @@ def _mark(x: torch.Tensor) -> tuple[float, float]:
     """A fingerprint that differs as soon as one number does, but for bad luck."""
     wide = x.detach().double()
     return float(wide.sum()), float(wide.square().sum())
-
-
-def _scale_argument(latent: dict, function: Callable) -> tuple:
-    """Newer hosts take the latent's scale as a third argument."""
-    takes = function.__code__.co_argcount > 2
-    return (latent.get("downscale_ratio_spacial"),) if takes else ()

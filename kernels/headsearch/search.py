@@ -93,6 +93,7 @@ class HeadSearch:
         *,
         slots: int = 64,
         tile: tuple[int, int, int] | None = None,
+        smooth_k: bool = True,
         backend: str = "auto",
     ) -> None:
         self.request, self.grid, self.layers, self.heads, self.slots = request, grid, layers, heads, slots
@@ -102,7 +103,7 @@ class HeadSearch:
             raise CandidateError(
                 f"{len(self.candidates)} candidates, a head table holds {MAX_PATTERNS}; leave some out."
             )
-        self.backend = backend
+        self.backend, self.smooth_k = backend, smooth_k
         self.costs = self.densities.copy()
         branches = 2 if request.branches == "separate" else 1
         shape = (len(request.bands), branches, layers, heads, len(self.candidates))
@@ -261,7 +262,8 @@ class HeadSearch:
             replace(phase, selector=None, window=(1, 1, 1)) if phase.uses_heads else phase
             for phase in self.request.schedule.phases
         )
-        return plans_for(Schedule(phases), self.grid, self.heads, slots=self.slots, tile=self.tiling.tile)
+        tiles = {"slots": self.slots, "tile": self.tiling.tile, "smooth_k": self.smooth_k}
+        return plans_for(Schedule(phases), self.grid, self.heads, **tiles)
 
     def _only(self, plan: AttentionPlan, index: int) -> AttentionPlan:
         return self._with(plan, np.full((1, self.heads), index))
