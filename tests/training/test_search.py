@@ -1,0 +1,181 @@
+"""``python -m training.search``: the table it writes, going on after a stop, the model with a header, bad arguments."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from fpsattention.kernels.checkpoint import read_header, read_metadata
+from fpsattention.kernels.head_table import read_head_table
+from fpsattention.kernels.patterns import Full
+from fpsattention.training.search import passes, work
+from fpsattention.training.search.cli import ASSETS, main
+from fpsattention.training.search.state import StateFile
+
+# 3 latent frames of 4 x 6 tokens.
+SMALL = [
+    "--size",
+    "96x64x9",
+    "--steps",
+    "3",
+    "--seeds",
+    "0",
+    "--evidence",
+    "1",
+    "--candidates",
+    "paper",
+    "--stripes",
+    "0.2",
+]
+
+
+def run(out, *more, code=0):
+    assert main([*SMALL, *more, "--out", str(out)]) == code
+
+
+def test_a_table_its_report_and_a_model_that_carries_it(tmp_path, capsys):
+    out, new = tmp_path / "heads.json", tmp_path / "with-heads.safetensors"
+    run(
+        out,
+        "--budget",
+        "40%",
+        "--dense-steps",
+        "1",
+        "--dense-layers",
+        "0",
+        "--into",
+        str(new),
+        "--schedule",
+        "0 fp8 x2 heads",
+    )
+    said = capsys.readouterr().out
+    table = read_head_table(out)
+    assert (table.layers, table.heads, len(table.bands), table.grid.shape) == (4, 2, 3, (3, 4, 6))
+    assert table.schedule.phases[0].attention == "dense" and table.schedule.phases[1].granularity == "x2"
+    for band in table.bands:
+        assert all(isinstance(table.patterns[i], Full) for i in np.unique(band.chosen[:, 0]))
+    # The budget is of what is searched: two steps, three layers.
+    searched = [table.head_densities(work.choose_tiling(table.grid, 8, table.tile), band)[:, 1:] for band in (1, 2)]
+    assert 0.2 < np.mean(searched) <= 0.4 + 1e-9
+    assert table.made["evidence"]["clips"] == 1 and table.made["passes"] == 2 and table.made["rule"] == "budget"
+    assert f"head table: {out}" in said and "mean density" in said
+    report = tmp_path / "heads-report"
+    assert {p.suffix for p in report.iterdir()} == {".png", ".npz"} and (report / "density.png").stat().st_size > 5000
+    with np.load(report / "errors.npz") as file:
+        assert file["errors"].shape == (3, 1, 4, 2, len(file["candidates"])) and np.isnan(file["errors"][0]).all()
+    header = read_header(new)
+    assert header.heads == table and header.schedule == table.schedule
+    base = ASSETS / "wan2.1-tiny-t2v.safetensors"
+    assert read_metadata(new)[1] == read_metadata(base)[1]
+    from safetensors.torch import load_file
+
+    ours, theirs = load_file(new), load_file(base)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert not StateFile(out, "").path.exists() and read_header(base) != header
+
+
+def test_an_interrupted_search_goes_on_and_finds_the_same(tmp_path, monkeypatch, capsys):
+    whole, parted = tmp_path / "whole.json", tmp_path / "parted.json"
+    more = ("--budget", "0.4", "--seeds", "0-1", "--cfg", "3", "--branches", "separate")
+    run(whole, *more)
+    monkeypatch.setattr(passes, "SAVE_SECONDS", -1.0)
+    real, done = passes.run_step, []
+
+    def stop(*args, **kwargs):
+        if len(done) in (2, 5, 8):
+            done.append("stopped")
+            raise KeyboardInterrupt
+        done.append(args[4])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(passes, "run_step", stop)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            run(parted, *more)
+        assert StateFile(parted, "").path.is_file() and not parted.exists()
+    run(parted, *more)
+    assert [step for step in done if step != "stopped"] == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2]
+    first, second = read_head_table(whole), read_head_table(parted)
+    assert first.branches == 2 and first.digest == second.digest
+    assert first.made["mean_error"] == pytest.approx(second.made["mean_error"], rel=1e-6)
+    assert "goes on with pass" in capsys.readouterr().err
+    # Other settings do not go on from it.
+    with pytest.raises(KeyboardInterrupt):
+        done.clear()
+        run(tmp_path / "third.json", *more)
+    run(tmp_path / "third.json", "--budget", "0.5", code=2)
+    assert "is of a search with other settings" in capsys.readouterr().err
+    monkeypatch.setattr(passes, "run_step", real)
+    run(tmp_path / "third.json", "--budget", "0.5", "--restart")
+
+
+def test_the_papers_rule_by_name(tmp_path):
+    run(
+        tmp_path / "heads.json",
+        "--rule",
+        "paper",
+        "--bands",
+        "phases",
+        "--schedule",
+        "0.5 bf16 - heads; 0 dense",
+        "--evidence",
+        "0",
+    )
+    made = read_head_table(tmp_path / "heads.json").made
+    assert (made["lambda"], made["epsilon"], made["error"], made["cost"]) == (0.5, 1.0, "mse", "density")
+    assert "evidence" not in made and not any(word.startswith("stripe") for word in made["candidates"])
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--schedule", "0 fp8 x1 all all all"], "never says 'heads'"),
+        (["--schedule", "0 fp8 x1 svg 0.3; 0 dense"], "line 2"),
+        (["--schedule", "0.5 fp8 x1 svg 0.3; 0 fp8 x1 heads"], "says 'svg 0.3'"),
+        (["--schedule", "mild"], "a preset never says 'heads'"),
+        (["--budget", "0"], "--budget is '0'"),
+        (["--budget", "40s"], "is a time, which needs --cost measured"),
+        (["--budget", "0.3", "--lambda", "1"], "--budget finds lambda itself"),
+        (["--candidates", "jump 3"], "'jump' is no pattern"),
+        (["--candidates", "papr"], "sets are default, paper"),
+        (["--dense-layers", "9"], "no layer or range of 0 to 3"),
+        (["--dense-layers", "0-3"], "leaves no layer to search"),
+        (["--dense-steps", "3"], "leaves none of 3 steps"),
+        (["--lambda", "-1"], "lambda is -1"),
+        (["--epsilon", "nan"], "epsilon is nan"),
+        (["--steps", "0"], "--steps is 0"),
+        (["--together", "0"], "--together is 0"),
+        (["--slots", "1"], "--slots is 1"),
+        (["--stripes", "2"], "--stripes is 2"),
+        (["--size", "100x64x9"], "not a multiple of 16"),
+        (["--model", "nowhere.safetensors"], "there is no such file"),
+        (["--backend", "triton-fp8"], "cannot run here"),
+        (["--out", "."], "is a folder"),
+    ],
+)
+def test_bad_arguments_are_one_sentence_before_anything_is_sampled(tmp_path, monkeypatch, capsys, more, sentence):
+    monkeypatch.setattr(work, "run_passes", lambda *args, **kwargs: pytest.fail("sampled"))
+    monkeypatch.setattr(work, "gather", lambda *args, **kwargs: pytest.fail("sampled"))
+    assert main([*SMALL, "--out", str(tmp_path / "heads.json"), *more]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.startswith("error: ") and said.count("\n") == 1, said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_state_is_said(tmp_path, capsys):
+    state = StateFile(tmp_path / "heads.json", "")
+    state.path.write_bytes(b"PK nothing")
+    run(tmp_path / "heads.json", code=2)
+    assert "is damaged; remove it, or say --restart" in capsys.readouterr().err
+
+
+def test_the_models_own_choices_stay_its_own(tmp_path, capsys):
+    """A damaged table in a header is said before a search is begun."""
+    out, new = tmp_path / "heads.json", tmp_path / "new.safetensors"
+    run(out, "--evidence", "0", "--into", str(new))
+    table = json.loads(out.read_text())
+    assert table["model"] == "wan2.1-tiny-t2v.safetensors" and table["made"]["candidates"][0] == "full"
+    run(out, "--model", str(new), "--size", "96x64x9", "--evidence", "0", "--into", str(new), code=2)
+    assert "is the file that is read" in capsys.readouterr().err
