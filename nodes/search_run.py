@@ -124,8 +124,9 @@ class _Work:
         try:
             return self._run()
         finally:
-            # Its lists lie on the device.
-            self.seek = None
+            # Its lists lie on the device, and what ran in the frames of an error may hold the rest.
+            if self.seek is not None:
+                self.seek.search = None
 
     def _run(self) -> Found:
         sampling, job = self.sampling, self.jobs[0]
@@ -164,8 +165,8 @@ class _Work:
         if not self.wanted.stripes and all(family(pattern) in ("full", "skip") for pattern in found):
             shape = "x".join(map(str, grid.shape))
             raise HeadSearchError(
-                f"on {shape} tokens in {tiling.video_tiles} tiles the candidates are all full or skip; search on a "
-                "larger video."
+                f"a video of {shape} tokens in tiles of {'x'.join(map(str, tiling.tile))} is too small: the candidates "
+                "are all full or skip; search on a larger one."
             )
         return found
 
@@ -215,7 +216,7 @@ class _Work:
         least, budget = float(search.costs.min()), self.request.budget
         if budget is not None and budget < least:
             raise HeadSearchError(
-                f"a budget of {budget:.3g} cannot be met, the least is {least:.3g}; give more, or candidates that "
+                f"a budget of {budget:.1%} cannot be met, the least is {least:.1%}; give more, or candidates that "
                 "cost less."
             )
         return search
