@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from ..attention import fps_attention
 from ..grid import Tiling, TokenGrid, choose_tiling
@@ -144,17 +143,14 @@ class HeadSearch:
         ``branches`` says per sample, or once for all, whether it is of the prompt (0) or the negative prompt (1).
         """
         band = self._band(sigma)
-        dense = _dense(q, k, v)
         plan = self._plan(sigma, q.device)
-        errors = np.empty((q.shape[0], self.heads, len(self.candidates)))
-        power = _mean_square(dense)
-        for index in range(len(self.candidates)):
-            if index == FULL and plan.attention == "bf16":
-                # The same attention in another order of additions.
-                errors[..., index] = 0.0
-                continue
+        # Algorithm 1 compares with full attention. In the same numerics, because what FP8 loses is no pattern's fault.
+        full = fps_attention(q, k, v, self._only(plan, FULL), backend=self.backend)
+        power = _mean_square(full)
+        errors = np.zeros((q.shape[0], self.heads, len(self.candidates)))
+        for index in range(FULL + 1, len(self.candidates)):
             out = fps_attention(q, k, v, self._only(plan, index), backend=self.backend)
-            errors[..., index] = _mean_square(out.sub_(dense))
+            errors[..., index] = _mean_square(out.sub_(full))
         if self.request.error == "normalized":
             # A layer whose output is zero loses nothing, whatever is left out.
             errors /= np.maximum(power.mean(1), np.finfo(np.float32).tiny)[:, None, None]
@@ -275,10 +271,6 @@ class HeadSearch:
 
 def _densities(candidates: Sequence[Pattern], tiling: Tiling) -> list[float]:
     return [pattern_pairs(pattern, tiling) / float(tiling.grid.tokens) ** 2 for pattern in candidates]
-
-
-def _dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    return scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
 
 def _mean_square(x: torch.Tensor) -> np.ndarray:
