@@ -53,6 +53,11 @@ LAMBDAS, EPSILONS = (0.0, 0.1, 0.5, 1.0), (0.5, 1.0, 3.0, 5.0, 10.0)
 # The paper's epsilons are of its models' scale: ours are in units of the smallest one's mean power, see `scale`.
 OUR_LAMBDAS = (0.0, 0.01, 0.05, 0.2)
 OUR_EPSILONS = (0.005, 0.02, 0.05, 0.1, 0.3)
+# Online selectors with what they are compared at; a gate of -1 is none.
+WORDS = (
+    "svg 0.5", "svg 0.25", "svg 0.15", "sta", "topk 0.5", "topk 0.25", "topk 0.15", "topk 0.08", "cdf 0.95 -1",
+    "cdf 0.9 -1", "cdf 0.8 -1", "cdf 0.9",
+)  # fmt: skip
 BF16, FP8 = "0 bf16 - heads", "0 fp8 x1 heads"
 
 
@@ -79,6 +84,7 @@ class HeadStudy:
         self.sampler = Sampler(self.shape, STEPS, SHIFT)
         self.layers, self.heads = len(model.blocks), model.config.num_attention_heads
         self._dense: list[torch.Tensor] | None = None
+        self._seen: list[float] | None = None
 
     def ask(self, kind: str, settings: dict[str, Any], work: Callable[[], Any]) -> Any:
         """Return the answer to a question, from the cache if it was asked before; raises OutOfTimeError."""
@@ -104,6 +110,17 @@ class HeadStudy:
         errors = [float((a - b).norm() / b.norm()) for a, b in zip(self._outputs(attention), self._dense)]
         return float(np.mean(errors))
 
+    def online(self, word: str) -> dict[str, float]:
+        """Return error and mean density of a selector that decides in every call, bf16."""
+        densities: list[float] = []
+        attention = SparseAttention(Schedule.parse(f"0 bf16 - {word}"), self.size.slots, self.size.tile)
+        self._seen = densities
+        try:
+            error = self.output_error(attention)
+        finally:
+            self._seen = None
+        return {"error": error, "density": float(np.mean(densities))}
+
     def of_table(self, table: HeadTable) -> SparseAttention:
         """Return the attention of a table."""
         return SparseAttention(table.schedule, self.size.slots, self.size.tile, table=table)
@@ -116,12 +133,11 @@ class HeadStudy:
         for index, sigma in enumerate(self.sampler.sigmas[:-1]):
             noise = [torch.randn(self.shape, generator=sample_generator(4321, i, index)) for i in range(len(latent))]
             level = torch.full((len(latent),), sigma)
+            x = noisy(latent, torch.stack(noise), level)
             with state.step(attention, sigma, self.shape):
-                found.append(
-                    self.model(
-                        *model_inputs(noisy(latent, torch.stack(noise), level), level, texts), return_dict=False
-                    )[0]
-                )
+                found.append(self.model(*model_inputs(x, level, texts), return_dict=False)[0])
+                if self._seen is not None and state.online_density is not None:
+                    self._seen.append(state.online_density)
         return found
 
     def evidence(self) -> Gathered:
@@ -184,6 +200,9 @@ def run_heads(study: HeadStudy, facts_of: dict[str, Any]) -> dict[str, Any]:
     results["uniform"] = _uniform(study)
     results["budgets"] = _budgets(study, candidates, results["uniform"])
     results["ablations"] = _ablations(study, candidates)
+    results["online"] = [
+        {"word": word, **study.ask("online", {"word": word}, lambda w=word: study.online(w))} for word in WORDS
+    ]
     results["saved"] = saved_work(results["uniform"], results["budgets"])
     return results
 

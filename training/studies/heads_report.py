@@ -27,7 +27,7 @@ def write_heads_report(results: Path, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     budgets, uniform, ablations, evidence, saved = rows
     pictures = [
-        _trade(budgets, uniform, folder / f"{STEM}-trade.png"),
+        _trade(budgets, uniform, found["online"], folder / f"{STEM}-trade.png"),
         _rules(ablations, folder / f"{STEM}-rules.png"),
         _map(budgets, folder / f"{STEM}-density.png"),
     ]
@@ -36,13 +36,18 @@ def write_heads_report(results: Path, folder: Path) -> list[Path]:
     return [text, *pictures]
 
 
-def _trade(budgets: Sequence[dict], uniform: dict[str, list[dict]], path: Path) -> Path:
+def _trade(budgets: Sequence[dict], uniform: dict[str, list[dict]], online: Sequence[dict], path: Path) -> Path:
     best = [rows[0] for rows in uniform.values()]
     curves = {"best uniform window": ([r["density"] for r in best], [r["error"] for r in best])}
     plain = [r for r in budgets if r["attention"] == "bf16"]
     curves["searched head patterns"] = ([r["density"] for r in plain], [r["error"] for r in plain])
     fp8 = [r for r in budgets if r["attention"] == "fp8"]
     curves["searched, with FP8"] = ([r["density"] for r in fp8], [r["error"] for r in fp8])
+    for kind, title in (("svg", "svg"), ("sta", "sta"), ("topk", "topk"), ("cdf", "cdf, no gate")):
+        rows = sorted(
+            (r for r in online if r["word"].startswith(kind) and r["word"] != "cdf 0.9"), key=lambda r: r["density"]
+        )
+        curves[title] = ([r["density"] for r in rows], [r["error"] for r in rows])
     return plot_lines(
         curves, path, xlabel="mean density", ylabel="output error, relative L2", title="held-out clips", log="xy"
     )
@@ -111,10 +116,25 @@ def _markdown(found: dict[str, Any], budgets, ablations, evidence, saved) -> str
             f"{least}{row['saved']:.0%} |"
         )
     lines += ["", "Densities between the searched points are read off a line through them, in log(error).", ""]
+    lines += _online(found["online"])
     lines += _patterns(budgets)
     lines += _ablation(ablations)
     lines += _evidence(evidence)
     return "\n".join(lines) + "\n"
+
+
+def _online(rows: Sequence[dict]) -> list[str]:
+    lines = [
+        "## Selectors that decide in every call",
+        "",
+        "The same engine and measure, without FP8 (see the picture above). Densities are measured; choosing costs time "
+        "of its own, which densities do not show.",
+        "",
+        "| word | density | error |",
+        "|---|---:|---:|",
+    ]
+    lines += [f"| `{row['word']}` | {row['density']:.1%} | {row['error']:.4f} |" for row in rows]
+    return [*lines, ""]
 
 
 def _patterns(budgets: Sequence[dict]) -> list[str]:
@@ -135,7 +155,7 @@ def _ablation(ablations: Sequence[dict]) -> list[str]:
     lines = [
         "## Lambda and epsilon",
         "",
-        f"The paper's rule has its four modes (one strength each) and plain MSE. Its lambda and epsilon are in units of "
+        f"The paper's rule has its four modes (one strength each) and plain MSE; lambda and epsilon are in units of "
         f"{scale:.3g}, a tenth of this model's mean head power, because they mean "
         "nothing across models; ours has all candidates and errors normalized by the layer's power. Shapes are to be "
         "compared with the paper's table 3, not figures.",
