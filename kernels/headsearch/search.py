@@ -241,7 +241,7 @@ class HeadSearch:
         if self.request.budget is None:
             return self.request.rule.choose(errors, self.costs)
         # What a budget costs is known when everything was measured: until then every layer meets it alone.
-        return meet_budget(errors, self.costs, self.request.budget)[0]
+        return meet_budget(errors, self.costs, max(self.request.budget, float(self.costs.min())))[0]
 
     def _plan(self, sigma: float, device: torch.device) -> AttentionPlan:
         """Return a plan of this sigma's phase with the lists of all candidates."""

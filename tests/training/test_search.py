@@ -164,6 +164,21 @@ def test_bad_arguments_are_one_sentence_before_anything_is_sampled(tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
+def test_measured_costs_and_a_budget_in_seconds(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FPSATTENTION_CALIBRATION", str(tmp_path / "calibration.json"))
+    out, more = tmp_path / "heads.json", ("--cost", "measured", "--evidence", "0", "--steps", "2")
+    run(out, *more, "--budget", "100%")
+    table = read_head_table(out)
+    assert table.made["cost"] == "measured" and "measured time" in table.made["costs_from"]
+    assert (tmp_path / "calibration.json").is_file() and table.made["costs"][0] == 1.0
+    capsys.readouterr()
+    # So many seconds that nothing need be left out, then so few that nothing fits.
+    run(out, *more, "--budget", "1000s")
+    assert read_head_table(out).made["budget"] == 1.0
+    run(out, *more, "--budget", "0.000001s", code=2)
+    assert "--budget 0.000001s" in capsys.readouterr().err
+
+
 def test_a_damaged_state_is_said(tmp_path, capsys):
     state = StateFile(tmp_path / "heads.json", "")
     state.path.write_bytes(b"PK nothing")

@@ -74,6 +74,9 @@ def search_heads(args: argparse.Namespace, say: Callable[[str], None]) -> Iterat
     calls = sum(request.schedule.at(sigma)[1].uses_heads for sigma in sampler.sigmas[:-1])
     calls *= (2 if sampler.cfg != 1.0 else 1) * (shape.layers - len(request.dense_layers))
     search.request = request = replace(request, budget=_budget(budget, costs, shape.heads, calls))
+    if request.budget is not None and request.budget < costs.relative.min():
+        least = f"{costs.relative.min():.1%} of full attention"
+        raise SearchError(f"--budget {budget} cannot be met: the cheapest candidate takes {least}; give more")
     say(f"{len(search.candidates)} candidates on {_words(grid, tiling)}; {costs.says()}")
 
     facts = {"model": fingerprint(path), "texts": identity, "prompts": clips_of.prompts, "seeds": clips_of.seeds,
