@@ -17,11 +17,17 @@ from ..patterns import Full, Pattern
 MOST = 48
 # 1 is a frame's own tiles only.
 DIAGONAL = ("window 1 all all", "window 30% all all", "window 50% all all")
-MULTI_DIAGONAL = tuple(f"window all {share}% {share}%" for share in (15, 25, 35, 50, 65, 80))
-BARS = ("window all 1 all", "window all all 1", "window all 30% all", "window all all 30%")
-LOCAL = ("window 30% 50% 50%", "window 50% 30% 30%", "window 60% 60% 60%")
+# Square, tall and flat: which of them serves a head depends on the picture's motion and on the head.
+MULTI_DIAGONAL = tuple(
+    f"window all {h} {w}"
+    for h, w in (
+        ("15%", "15%"), ("30%", "15%"), ("15%", "30%"), ("30%", "30%"), ("50%", "25%"), ("25%", "50%"), ("50%", "50%"),
+        ("all", "15%"), ("15%", "all"), ("all", "30%"), ("30%", "all"), ("65%", "65%"), ("80%", "80%"),
+    )
+)  # fmt: skip
+LOCAL = ("window 30% 30% 30%", "window 30% 60% 60%", "window 60% 30% 30%", "window 60% 60% 60%")
 STRIPES = ("first 1", "window 1 all all + first 1", "window all 25% 25% + first 1")
-DEFAULT = ("full", "skip", *DIAGONAL, *MULTI_DIAGONAL, *BARS, *LOCAL, *STRIPES)
+DEFAULT = ("full", "skip", *DIAGONAL, *MULTI_DIAGONAL, *LOCAL, *STRIPES)
 # The paper's four modes and no more, each at about a third of the work.
 PAPER = ("full", "skip", "window 30% all all", "window all 55% 55%", "first 30%")
 SETS = {"default": DEFAULT, "paper": PAPER}

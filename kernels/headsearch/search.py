@@ -27,6 +27,8 @@ from .candidates import CandidateError, distinct
 from .rule import FULL, Rule, meet_budget
 
 ERRORS = ("normalized", "mse")
+# Takes weights that whoever runs the model measures.
+OUTPUT = "output"
 AGGREGATES = ("mean", "max")
 BRANCHES = ("joint", "separate")
 
@@ -37,7 +39,8 @@ class Request:
 
     ``schedule`` says ``heads`` where patterns are wanted, and how they run there; ``bands`` are the sigmas down to
     which each choice holds. ``error`` is 'normalized' (a head's mean squared error over the mean power of the layer's
-    dense heads, so that epsilon means the same on every layer) or 'mse' (the paper's). ``aggregate`` says how samples
+    full heads), 'output' (that times what the layer's error does to the model's output, see ``HeadSearch.weights``), or
+    'mse' (the paper's). ``aggregate`` says how samples
     and steps of a band are joined. ``branches``: one choice for prompt and negative prompt, or one each. Layers in
     ``dense_layers`` stay full. With a ``budget`` (mean cost, full = 1) lambda is found in place of ``rule``.
     """
@@ -53,7 +56,7 @@ class Request:
     budget: float | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in (("error", ERRORS), ("aggregate", AGGREGATES), ("branches", BRANCHES)):
+        for name, choices in (("error", (*ERRORS, OUTPUT)), ("aggregate", AGGREGATES), ("branches", BRANCHES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is '{getattr(self, name)}'; choose {' or '.join(choices)}.")
         if not self.schedule.uses_heads:
@@ -107,6 +110,8 @@ class HeadSearch:
         branches = 2 if request.branches == "separate" else 1
         shape = (len(request.bands), branches, layers, heads, len(self.candidates))
         self.sums, self.counts = np.zeros(shape), np.zeros(shape[:3], dtype=np.int64)
+        # (bands, layers): the model's relative squared output error per normalized error of a layer, for 'output'.
+        self.weights = np.ones((len(request.bands), layers))
         # What an earlier pass chose, (bands, branches, layers, heads): passed on in place of this pass's own choice.
         self.fixed: np.ndarray | None = None
         self._lists: dict[torch.device, BlockLists] = {}
@@ -122,7 +127,7 @@ class HeadSearch:
         counts = self.counts[..., None, None]
         with np.errstate(invalid="ignore", divide="ignore"):
             means = self.sums / counts if self.request.aggregate == "mean" else np.where(counts > 0, self.sums, np.nan)
-        return means
+        return means * self.weights[:, None, :, None, None]
 
     def searches(self, sigma: float, layer: int) -> bool:
         """Return whether patterns are wanted at ``sigma`` in ``layer``; elsewhere the model's own attention runs."""
@@ -151,7 +156,7 @@ class HeadSearch:
         for index in range(FULL + 1, len(self.candidates)):
             out = fps_attention(q, k, v, self._only(plan, index), backend=self.backend)
             errors[..., index] = _mean_square(out.sub_(full))
-        if self.request.error == "normalized":
+        if self.request.error != "mse":
             # A layer whose output is zero loses nothing, whatever is left out.
             errors /= np.maximum(power.mean(1), np.finfo(np.float32).tiny)[:, None, None]
         separate = self.sums.shape[1] > 1
@@ -160,6 +165,18 @@ class HeadSearch:
             self._add(band, int(branch), layer, sample)
         chosen = np.stack([self._now(band, int(branch), layer) for branch in rows])
         return fps_attention(q, k, v, self._with(plan, chosen), backend=self.backend)
+
+    @torch.no_grad()
+    def probe(
+        self, index: int, sigma: float, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, float]:
+        """Return the output with candidate ``index`` in every head, and its normalized error summed over heads and
+        averaged over samples: what measuring ``weights`` takes."""
+        plan = self._plan(sigma, q.device)
+        full = fps_attention(q, k, v, self._only(plan, FULL), backend=self.backend)
+        out = fps_attention(q, k, v, self._only(plan, index), backend=self.backend)
+        power = np.maximum(_mean_square(full).mean(1), np.finfo(np.float32).tiny)
+        return out, float((_mean_square(out - full).sum(1) / power).mean())
 
     def choose(self) -> tuple[np.ndarray, float, float | None]:
         """Return the choices by all errors so far, int64 ``(bands, branches, layers, heads)``, with lambda and epsilon.
@@ -204,15 +221,16 @@ class HeadSearch:
 
     def state(self) -> dict[str, np.ndarray]:
         """Return what a search needs to go on later; ``load`` takes it."""
-        state = {"sums": self.sums.copy(), "counts": self.counts.copy(), "costs": self.costs}
+        state = {"sums": self.sums.copy(), "counts": self.counts.copy(), "costs": self.costs, "weights": self.weights}
         return state if self.fixed is None else {**state, "fixed": self.fixed}
 
     def load(self, state: dict[str, np.ndarray]) -> None:
         """Go on from ``state``; raises ValueError if it is of another search."""
-        for name in ("sums", "counts", "costs"):
+        for name in ("sums", "counts", "costs", "weights"):
             if name not in state or state[name].shape != getattr(self, name).shape:
                 raise ValueError("the saved search is of another model, grid or set of candidates; start anew.")
-        self.sums, self.counts, self.costs = state["sums"].copy(), state["counts"].copy(), state["costs"].copy()
+        self.sums, self.counts = state["sums"].copy(), state["counts"].copy()
+        self.costs, self.weights = state["costs"].copy(), state["weights"].copy()
         self.fixed = state.get("fixed")
 
     def next_pass(self) -> None:

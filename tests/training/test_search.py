@@ -164,6 +164,55 @@ def test_bad_arguments_are_one_sentence_before_anything_is_sampled(tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
+def test_weights_are_what_a_layers_error_does_to_the_output(tmp_path, monkeypatch):
+    """Against the models' outputs themselves: the relative change of the velocity with one layer sparse."""
+    seen = {}
+    real = work.measure_weights
+
+    def measure(model, search, sampler, clip, tick):
+        seen.update(model=model, search=search, sampler=sampler, clip=clip)
+        return real(model, search, sampler, clip, tick)
+
+    monkeypatch.setattr(work, "measure_weights", measure)
+    run(tmp_path / "heads.json", "--budget", "0.4", "--evidence", "0", "--passes", "1")
+    search, sampler, model = seen["search"], seen["sampler"], seen["model"]
+    assert search.weights.shape == (3, 4) and (search.weights > 0).all() and search.request.error == "output"
+    # By hand, at the first step: a table that is sparse in one layer alone.
+    from fpsattention.kernels.head_table import Band, HeadTable
+    from fpsattention.kernels.patterns import Full
+    from fpsattention.training.attention import attention_state
+    from fpsattention.training.search.trajectory import noise
+    from fpsattention.training.sparse import DENSE, SparseAttention
+    from fpsattention.training.step import model_inputs
+
+    index = int(np.argmin(np.abs(search.densities - 0.3)))
+    x, sigma = noise(sampler, [seen["clip"]]), sampler.sigmas[0]
+
+    def velocity(attention):
+        level = torch.full((1,), sigma)
+        with torch.no_grad(), attention_state(model).step(attention, sigma, sampler.shape):
+            return model(*model_inputs(x, level, [seen["clip"].text]), return_dict=False)[0].double()
+
+    dense, changes = velocity(DENSE), []
+    for layer in range(4):
+        chosen = np.zeros((1, 4, 2), dtype=np.uint8)
+        chosen[0, layer] = 1
+        table = HeadTable(
+            (Full(), search.candidates[index]),
+            (Band(0.0, chosen),),
+            search.grid,
+            search.tiling.tile,
+            8,
+            search.request.schedule,
+        )
+        change = velocity(SparseAttention(table.schedule, 8, search.tiling.tile, table=table)) - dense
+        changes.append(float(change.square().sum() / dense.square().sum()))
+    # The first band's middle lies below the first step: weights there are between those of steps 0 and 1.
+    ratio = np.array(changes) / search.weights[0]
+    normalized = search.sums[0, 0, :, :, index].sum(-1) / search.counts[0, 0]
+    assert (ratio / normalized > 0.3).all() and (ratio / normalized < 3).all()
+
+
 def test_measured_costs_and_a_budget_in_seconds(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FPSATTENTION_CALIBRATION", str(tmp_path / "calibration.json"))
     out, more = tmp_path / "heads.json", ("--cost", "measured", "--evidence", "0", "--steps", "2")

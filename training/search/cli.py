@@ -72,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--budget", metavar="COST",
         help="in place of both: the mean cost to meet, as a share of full attention (0.3, 30%%), or with measured "
         "costs as seconds of self-attention per video (40s)")  # fmt: skip
-    add("--error", choices=("normalized", "mse"), help="by the layer's mean power of dense heads, or the paper's MSE")
+    add("--error", choices=("output", "normalized", "mse"),
+        help="normalized: by the mean power of the layer's heads; output: that, weighted by what the layer's error does "
+        "to the model's output (measured first; default with a budget); mse: the paper's")  # fmt: skip
     add("--aggregate", choices=("mean", "max"), default="mean", help="how clips and steps of a band are joined")
     add("--cost", choices=("density", "measured"), default="density",
         help="density: the paper's; measured: this card's time per pattern, kept in the calibration")  # fmt: skip

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -34,6 +35,7 @@ from .cli import ASSETS, PUBLISHED, TINY
 from .gather import gather
 from .passes import run_passes
 from .request import MOST_CLIPS, SearchError, first_steps_dense, make_request, read_schedule, settings_key
+from .sensitivity import measure_weights
 from .state import StateFile
 from .trajectory import Clip, Sampler
 
@@ -67,6 +69,8 @@ def search_heads(args: argparse.Namespace, say: Callable[[str], None]) -> Iterat
     gathered = _gathered(args, model, sampler, clips, tiling)
     found = stripes(gathered, tiling, args.stripes) if gathered and args.stripes else []
     budget, args.budget = args.budget, None
+    if budget and args.error is None:
+        args.error = "output"
     request = make_request(args, schedule, sampler.sigmas[:-1], shape.layers, found)
     search = HeadSearch(request, grid, shape.layers, shape.heads, slots=slots, tile=tile, backend=args.backend)
     costs = _costs(args, search, schedule, sampler, device)
@@ -91,6 +95,8 @@ def search_heads(args: argparse.Namespace, say: Callable[[str], None]) -> Iterat
         search.costs = began[1]["costs"]  # measured times differ from one run to the next
         say(f"goes on with pass {began[0].number + 1}, batch {began[0].batch + 1}, step {began[0].step + 1}")
     start = time.monotonic()
+    if request.error == "output" and began is None:
+        search.weights = _weights(model, search, sampler, clips[0])
     _run(model, search, sampler, batches, _passes(args, budget), state, began[0] if began else None)
     made = {
         "rule": "budget" if budget else args.rule, "cost": costs.kind, "costs_from": costs.says(),
@@ -235,6 +241,11 @@ def _gathered(
         return None
     with tqdm(total=len(looked) * sampler.steps, desc="evidence", unit="step") as bar:
         return gather(model, sampler, looked, tiling, bar.update)
+
+
+def _weights(model: WanTransformer3DModel, search: HeadSearch, sampler: Sampler, clip: Clip) -> np.ndarray:
+    with tqdm(total=sampler.steps, desc="layers", unit="step") as bar:
+        return measure_weights(model, search, sampler, clip, bar.update)
 
 
 def _run(model, search, sampler, batches, passes, state, began) -> None:

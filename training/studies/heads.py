@@ -26,7 +26,7 @@ from ...kernels.headsearch.evidence import evidence
 from ...kernels.headsearch.gathered import Gathered, stripes
 from ...kernels.headsearch.gathered import evidence_facts as facts
 from ...kernels.headsearch.rule import Rule
-from ...kernels.headsearch.search import HeadSearch, Request, step_bands
+from ...kernels.headsearch.search import OUTPUT, HeadSearch, Request, step_bands
 from ...kernels.pattern_text import format_pattern
 from ...kernels.patterns import Pattern, Window, pattern_pairs
 from ...kernels.schedule import Phase, Schedule
@@ -34,6 +34,7 @@ from ..attention import attention_state
 from ..flow import noisy, sample_generator
 from ..model import WanTransformer3DModel
 from ..search.passes import run_passes
+from ..search.sensitivity import measure_weights
 from ..search.trajectory import Clip, Sampler, run_step
 from ..sparse import DENSE, SparseAttention, latent_grid
 from ..step import model_inputs
@@ -49,10 +50,10 @@ HELD_OUT = 8
 CONTENTS = 6
 EVIDENCE_SIGMAS = (0.93, 0.75, 0.45)
 STRIPE_SHARE, STRIPES = 0.1, 4
-LAMBDAS, EPSILONS = (0.0, 0.1, 0.5, 1.0), (0.5, 1.0, 3.0, 5.0, 10.0)
+LAMBDAS, EPSILONS = (0.0, 0.1, 0.5, 1.0), (0.5, 3.0, 5.0, 10.0)
 # The paper's epsilons are of its models' scale: ours are in units of the smallest one's mean power, see `scale`.
 OUR_LAMBDAS = (0.0, 0.01, 0.05, 0.2)
-OUR_EPSILONS = (0.005, 0.02, 0.05, 0.1, 0.3)
+OUR_EPSILONS = (0.005, 0.02, 0.1, 0.3)
 # Online selectors with what they are compared at; a gate of -1 is none.
 WORDS = (
     "svg 0.5", "svg 0.25", "svg 0.15", "sta", "topk 0.5", "topk 0.25", "topk 0.15", "topk 0.08", "cdf 0.95 -1",
@@ -161,7 +162,10 @@ class HeadStudy:
     def search(self, request: Request, passes: int) -> HeadSearch:
         """Return a finished search over the study's seeds, both in one batch."""
         search = HeadSearch(request, self.grid, self.layers, self.heads, slots=self.size.slots, tile=self.size.tile)
-        run_passes(self.model, search, self.sampler, [[Clip(self.text, seed) for seed in SEEDS]], passes=passes)
+        clips = [Clip(self.text, seed) for seed in SEEDS]
+        if request.error == OUTPUT:
+            search.weights = measure_weights(self.model, search, self.sampler, clips[0])
+        run_passes(self.model, search, self.sampler, [clips], passes=passes)
         return search
 
     def uniform(self, window: Window, text: str = BF16) -> SparseAttention:
@@ -227,10 +231,11 @@ def _budgets(
     rows = []
     for density, windows in uniform.items():
         best = windows[0]
-        for text in (BF16, FP8):
+        for text, error in ((BF16, OUTPUT), (FP8, OUTPUT), (BF16, "normalized")):
             request = Request(
-                Schedule.parse(text), step_bands(study.sampler.sigmas[:-1]), tuple(candidates), budget=best["density"]
-            )
+                Schedule.parse(text), step_bands(study.sampler.sigmas[:-1]), tuple(candidates), error=error,
+                budget=best["density"],
+            )  # fmt: skip
 
             def work(request=request) -> dict[str, Any]:
                 table = study.search(request, 2).table("study base")
@@ -239,6 +244,7 @@ def _budgets(
             asked = {
                 "budget": best["density"],
                 "attention": text,
+                "error": error,
                 "candidates": [format_pattern(p) for p in candidates],
             }
             answer = study.ask("budget", asked, work)
@@ -252,7 +258,7 @@ def _budgets(
                     lambda w=parsed: study.output_error(study.uniform(w, FP8)),
                 )
             rows.append({
-                "target": float(density), "attention": text.split()[1], "window": best["window"],
+                "target": float(density), "attention": text.split()[1], "by": error, "window": best["window"],
                 "density": table.made["mean_density"], "window_density": best["density"], "window_error": window,
                 "error": answer["error"], "lambda": table.made["lambda"],
                 "patterns": dict(table.counts().most_common()), "layers": _layer_densities(study, table),
@@ -324,7 +330,9 @@ def saved_work(uniform: dict[str, list[dict[str, Any]]], budgets: Sequence[dict[
 
     The search's densities at other errors are read off the line through its points, in log(error).
     """
-    points = sorted((row["error"], row["density"]) for row in budgets if row["attention"] == "bf16")
+    points = sorted(
+        (row["error"], row["density"]) for row in budgets if (row["attention"], row["by"]) == ("bf16", OUTPUT)
+    )
     errors, densities = np.log([p[0] for p in points]), [p[1] for p in points]
     rows = []
     for windows in uniform.values():

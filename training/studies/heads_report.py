@@ -36,10 +36,14 @@ def write_heads_report(results: Path, folder: Path) -> list[Path]:
     return [text, *pictures]
 
 
+def _plain(budgets: Sequence[dict]) -> list[dict]:
+    return [r for r in budgets if (r["attention"], r["by"]) == ("bf16", "output")]
+
+
 def _trade(budgets: Sequence[dict], uniform: dict[str, list[dict]], online: Sequence[dict], path: Path) -> Path:
     best = [rows[0] for rows in uniform.values()]
     curves = {"best uniform window": ([r["density"] for r in best], [r["error"] for r in best])}
-    plain = [r for r in budgets if r["attention"] == "bf16"]
+    plain = _plain(budgets)
     curves["searched head patterns"] = ([r["density"] for r in plain], [r["error"] for r in plain])
     fp8 = [r for r in budgets if r["attention"] == "fp8"]
     curves["searched, with FP8"] = ([r["density"] for r in fp8], [r["error"] for r in fp8])
@@ -64,7 +68,7 @@ def _rules(ablations: Sequence[dict], path: Path) -> Path:
 
 
 def _map(budgets: Sequence[dict], path: Path) -> Path:
-    row = next(r for r in budgets if r["attention"] == "bf16" and r["target"] == 0.3)
+    row = next(r for r in _plain(budgets) if r["target"] == 0.3)
     bands = np.array(row["layers"])
     shown = sorted({round((len(bands) - 1) * i / 3) for i in range(4)})
     return plot_densities(bands[shown], [f"step {band} of {len(bands)}" for band in shown], path)
@@ -90,16 +94,21 @@ def _markdown(found: dict[str, Any], budgets, ablations, evidence, saved) -> str
         "The window is the best of all shapes between three quarters of the target and the target; the search's budget "
         "is that window's exact density.",
         "",
-        "| target | density, window | density, search | attention | best uniform window | its error | search's error | "
-        "ratio |",
-        "|---:|---:|---:|---|---|---:|---:|---:|",
+        "| target | density, window | density, search | attention | searched by | best uniform window | its error | "
+        "search's error | ratio |",
+        "|---:|---:|---:|---|---|---|---:|---:|---:|",
     ]
     for row in budgets:
         ratio = row["error"] / row["window_error"]
         lines.append(
             f"| {row['target']:.0%} | {row['window_density']:.1%} | {row['density']:.1%} | {row['attention']} | "
-            f"`{row['window']}` | {row['window_error']:.4f} | {row['error']:.4f} | {ratio:.2f} |"
+            f"{row['by']} error | `{row['window']}` | {row['window_error']:.4f} | {row['error']:.4f} | {ratio:.2f} |"
         )
+    lines += [
+        "",
+        "*output error*: a head's normalized error times what its layer's error does to the model's output, measured "
+        "first; *normalized*: errors alone.",
+    ]
     lines += ["", f"![error over density]({STEM}-trade.png)", "", "## At equal error", ""]
     lines += ["| best uniform window | its density | error | density that the search needs | attention work saved |"]
     lines += ["|---|---:|---:|---:|---:|"]
@@ -139,7 +148,7 @@ def _online(rows: Sequence[dict]) -> list[str]:
 
 def _patterns(budgets: Sequence[dict]) -> list[str]:
     lines = ["## What was chosen", "", "Share of (step, layer, head), without FP8:", ""]
-    plain = [r for r in budgets if r["attention"] == "bf16"]
+    plain = _plain(budgets)
     words = sorted(
         {w for r in plain for w in r["patterns"]}, key=lambda w: -sum(r["patterns"].get(w, 0) for r in plain)
     )
