@@ -55,7 +55,8 @@ def search_effort(
     clips: int,
     stripes: float = 0.0,
 ) -> Effort:
-    """Return the effort on one grid: a searched call computes dense attention, every candidate, and what is chosen."""
+    """Return the effort on one grid: a searched call computes every candidate, full attention among them, and what is
+    chosen."""
     densities = [pattern_pairs(pattern, tiling) / float(tiling.grid.tokens) ** 2 for pattern in candidates]
     # Stripes are found while looking, at most so many.
     tried = sum(densities) + MOST_STRIPES * stripes
@@ -64,12 +65,9 @@ def search_effort(
     dense = forward_flops(shape, tiling.grid.tokens)
 
     def step(sigma: float) -> float:
-        phase = request.schedule.at(sigma)[1]
-        if not phase.uses_heads:
+        if not request.schedule.at(sigma)[1].uses_heads:
             return 1.0
-        # Full attention without FP8 is the dense one.
-        attention = 1 + tried + chosen - (phase.attention == "bf16")
-        return forward_flops(shape, tiling.grid.tokens, 1 + part * (attention - 1)) / dense
+        return forward_flops(shape, tiling.grid.tokens, 1 + part * (tried + chosen - 1)) / dense
 
     passes = 1 if request.budget is None else 2
     return Effort(tuple(map(step, sigmas)), clips, passes, stripes > 0)

@@ -42,10 +42,9 @@ class FPSAttentionSearchHeads(io.ComfyNode):
             description=(
                 "Finds out which part of the video each attention head of each layer needs (the method of Sparse-vDiT) "
                 "and saves it as a head table for FPSAttention (Wan). It samples your prompt; in every step it tries "
-                "all candidates on every head, keeps the cheapest that loses little, and goes on with it. With the "
-                "usual inputs that takes about as long as 12 videos, with the candidates paper about 7, times runs and "
-                "prompts; on small videos more. The log says how long. Do it once per model, for few-step models best "
-                "with the steps that you use."
+                "all candidates on every head, chooses one, and goes on with what that gives. As the inputs stand this "
+                "takes about as long as 11 videos, with the candidates paper 6, times runs and prompts; on small "
+                "videos more. The log says how long. Do it once per model."
             ),
             search_aliases=["sparse-vdit", "head search", "find head patterns", "calibrate heads", "head table"],
             is_output_node=True,

@@ -125,7 +125,7 @@ def search_inputs() -> list[io.Input]:
             default="default",
             tooltip=(
                 "Patterns that are tried for every head. default: the paper's modes at several strengths each, about "
-                "six dense runs per pass. paper: four modes, about three. custom: the patterns below."
+                "five dense runs per pass. paper: four modes, about half of that. custom: the patterns below."
             ),
         ),
         io.Combo.Input(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PLOT = 340
+# Below this a mean error is none.
+_NOTHING = 1e-7
 
 
 def model_name(model: Any) -> str:
@@ -87,12 +90,15 @@ def search_image(found: Found, file_name: str, use: HeadUse) -> torch.Tensor:
         "What other budgets would lose",
         "the same measured errors, chosen anew per lambda; cross: this table",
     )
-    xs, ys = next(iter(found.curves.values()))
-    mark = (found.density, max(made["mean_error"], 1e-8))
+    # Where every head is full nothing is lost, which has no place on a logarithmic axis.
+    points = [(x, y) for x, y in zip(*next(iter(found.curves.values()))) if y > _NOTHING]
+    xs, ys = zip(*points) if points else ([found.density], [math.nan])
+    mark = (found.density, made["mean_error"])
     axis = Axis([*xs, mark[0]])
     title = f"mean error ({made['error']}) over mean density"
     curves(
-        draw, (MARGIN + 40, 124, WIDTH - 64, _PLOT - 48), title, axis, xs, [("", COLORS[0], ys)], marks=[mark],
+        draw, (MARGIN + 40, 124, WIDTH - 64, _PLOT - 48), title, axis, xs, [("", COLORS[0], ys)],
+        marks=[mark] if mark[1] > _NOTHING else [],
         unit="plain",
     )  # fmt: skip
     return torch.cat([table_image(file_name or "not saved", table, use), image_tensor(picture)], 1)

@@ -2,7 +2,7 @@
 
 Run it as ``COMFYUI_PATH=... python tests/host/make_help_pictures.py [FOLDER [NAME ...]]`` with the pack on the path.
 When FOLDER is given, the pictures go there, and the texts of the nodes too; with names (benchmark, preview, profile,
-report) only those.
+report, search) only those.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ def graph(model: str) -> dict:
         "profile": node(
             "FPSAttentionProfile", model=["2", 0], steps=12, effort="runs", aim="density", density=0.35, psnr=25.0,
             phases=3, **prompts, **common,
+        ),
+        "search": node(
+            "FPSAttentionSearchHeads", model=["2", 0], steps=12, runs=1, candidates="default", rule="budget",
+            budget=30.0, name="help", **prompts, **common,
         ),
         "check": node("FPSAttentionCheck", model=["6", 0]),
     }  # fmt: skip

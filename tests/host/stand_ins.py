@@ -23,6 +23,7 @@ REDUCED = {
     "WanImageToVideo": {"width": WIDTH - 8, "height": HEIGHT - 8, "length": FRAMES},
     "WanVaceToVideo": {"width": WIDTH - 8, "height": HEIGHT - 8, "length": FRAMES},
     "KSampler": {"steps": STEPS},
+    "FPSAttentionSearchHeads": {"steps": STEPS, "dense_steps": 1, "budget": 60.0},
     "FPSAttentionProfile": {"steps": STEPS, "effort": "rows", "density": 0.6, "phases": 2},
 }
 LOADERS = {

@@ -19,6 +19,7 @@ NAMES = sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json")
 SOURCES = {
     "wan2.1_t2v_1.3b_fpsattention": ["the model file"],
     "wan2.1_t2v_14b_fpsattention": ["the model file"],
+    "wan2.1_search_head_patterns_sample": ["the head table"],
     "wan2.1_compare_dense_and_fpsattention": ["the schedule input", "the schedule input"],
 }
 GRIDS = {

@@ -117,3 +117,22 @@ with a smaller size. `rows` costs one dense run and up to three dense steps more
 - Text encoder: `models/text_encoders/{text_encoder}`
 - VAE: `models/vae/{vae}`
 """
+
+SEARCH = """## Search head patterns, sample with them
+
+**Search Head Patterns** samples *your* model on *your* prompt, tries patterns on every head of every layer in every
+step, and keeps what loses little (the method of Sparse-vDiT). **FPSAttention (Wan)** runs the table that it finds, and
+**FPSAttention Report** shows what every head did.
+
+1. Set `budget`, the mean cost in percent of full attention. `dense_steps` keeps the first steps dense.
+2. Queue. The search runs once and is kept while its inputs stay the same; the table is saved in the folder
+   `fpsattention` of the output folder.
+3. Later put **Load Head Patterns** with that file in place of the search.
+
+**This takes long:** about ten videos of this size before your own; the log says how long. Begin with a smaller or
+shorter video, or set `candidates` to paper.
+
+- Model: `models/diffusion_models/{model}`
+- Text encoder: `models/text_encoders/{text_encoder}`
+- VAE: `models/vae/{vae}`
+"""

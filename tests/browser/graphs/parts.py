@@ -85,8 +85,10 @@ def schedule(number: int = SCHEDULE, preset: str = "custom", *, tall: int = 820,
     )  # fmt: skip
 
 
-def apply(model: Source, source: Source | None, number: int = APPLY, title: str = "") -> Node:
-    links = {"model": model} | ({"schedule": source} if source else {})
+def apply(
+    model: Source, source: Source | None, number: int = APPLY, title: str = "", heads: Source | None = None
+) -> Node:
+    links = {"model": model} | ({"schedule": source} if source else {}) | ({"heads": heads} if heads else {})
     return Node(number, "FPSAttentionApply", 120, {"backend": "auto", "dense_blocks": ""}, links, title, color=BLUE)
 
 

@@ -42,7 +42,7 @@ from .parts import (
 # Node ids beyond the shared ones.
 PICTURE_ID, VISION, VISION_ENCODE, CONDITION, TRIM, LORA, PROFILE, PREVIEW = range(20, 28)
 SEED, DENSE_SCHEDULE, DENSE_APPLY, DENSE_SAMPLER, DENSE_REPORT, DENSE_DECODE, STITCH = range(30, 37)
-REPORT_TEXT, PROFILE_TEXT = 40, 41
+REPORT_TEXT, PROFILE_TEXT, SEARCH, SEARCH_TEXT = range(40, 44)
 
 SMALL, LARGE = "wan2.1_t2v_1.3B_fp16.safetensors", "wan2.1_t2v_14B_fp16.safetensors"
 I2V, VACE = "wan2.1_i2v_480p_14B_fp16.safetensors", "wan2.1_vace_1.3B_fp16.safetensors"
@@ -251,6 +251,32 @@ def profile() -> list[Column]:
     ]
 
 
+def search() -> list[Column]:
+    look = Node(
+        SEARCH, "FPSAttentionSearchHeads", 900,
+        {
+            "seed": 42, "steps": 20, "cfg": 6.0, "sampler_name": "uni_pc", "scheduler": "simple", "runs": 1,
+            "candidates": "default", "rule": "budget", "budget": 30.0, "name": "wan2.1_t2v_1.3b", "dense_steps": 2,
+            "dense_blocks": "", "patterns": "skip\nwindow 1 all all\nwindow all 30% 30%\nfirst 1", "stripes": 10.0,
+            "bands": "steps", "branches": "joint", "cost": "density", "error": "normalized", "lambda_cost": 0.05,
+            "epsilon": 0.05,
+        },
+        {
+            "model": (SHIFT, 0), "positive": (POSITIVE_ID, 0), "negative": (NEGATIVE_ID, 0),
+            "latent_image": (SIZE, 0),
+        },
+        color=BLUE, after="fixed",
+    )  # fmt: skip
+    return [
+        note(notes.SEARCH, model=SMALL),
+        Column("Models and size", 400, [stock_model(SMALL), shift(8.0, (LOAD, 0)), *encoders(), size(832, 480)]),
+        Column("Prompt", 420, prompts()),
+        Column("Search", 600, [look, as_text((SEARCH, 2), "What was found", SEARCH_TEXT, 320)]),
+        Column("Sample", 340, [apply((SHIFT, 0), None, heads=(SEARCH, 0)), sampler((APPLY, 0), steps=20)]),
+        *ending("video/wan2.1_head_patterns"),
+    ]
+
+
 WORKFLOWS: dict[str, Callable[[], list[Column]]] = {
     "wan2.1_t2v_1.3b_fpsattention": lambda: trained(
         "T2V 1.3B", "wan2.1_t2v_1.3B_fpsattention.safetensors", 832, 480, 8.0, 6.0, "video/wan2.1_1.3b_fpsattention"
@@ -264,6 +290,7 @@ WORKFLOWS: dict[str, Callable[[], list[Column]]] = {
     "wan2.1_t2v_14b_4_steps_with_fpsattention": few_steps,
     "wan2.1_compare_dense_and_fpsattention": compare,
     "wan2.1_profile_schedule_sample": profile,
+    "wan2.1_search_head_patterns_sample": search,
 }
 
 

@@ -43,6 +43,15 @@ OURS = {
         ["seed", "steps", "cfg", "sampler_name", "scheduler", "effort", "aim", "density", "psnr", "phases"],
         [SCHEDULE, *TEXT, ("report", "STRING"), *IMAGE], {"seed": "INT"},
     ),
+    "FPSAttentionSearchHeads": NodeType(
+        "Search Head Patterns", [("model", "MODEL"), *PROMPTS, ("latent_image", "LATENT"), SCHEDULE_OR_TEXT],
+        [
+            "seed", "steps", "cfg", "sampler_name", "scheduler", "runs", "candidates", "rule", "budget", "name",
+            "dense_steps", "dense_blocks", "patterns", "stripes", "bands", "branches", "cost", "error", "lambda_cost",
+            "epsilon",
+        ],
+        [HEADS, ("schedule", "FPS_SCHEDULE"), *TEXT, *IMAGE], {"seed": "INT"},
+    ),
     "FPSAttentionReport": NodeType(
         "FPSAttention Report", [("latent", "LATENT"), ("model", "MODEL")], [], [*LATENT, *TEXT, *IMAGE]
     ),
