@@ -2,6 +2,7 @@
 # make test   every test; what needs a GPU or ComfyUI skips with its reason
 # make study-base   fetches the study's clips and trains the small base that its arms share (25 minutes on a core)
 # make study  the fidelity study: results, report and plots (ARGS="--budget 3600" stops in time, the next call goes on)
+# make study-heads  the study of head patterns on that base (40 minutes on a core), also stopped and gone on with
 # make gpu-smoke   on a machine with a CUDA card, run this first: every kernel once, checked, in three minutes
 # make gpu    what needs a CUDA card: benchmark, tests, head tables, whole step, training step, sanitizer
 #             (BUDGET=seconds, PARTS=bench,tests,heads,train,...)
@@ -26,7 +27,7 @@ RESULTS ?=
 STANDIN ?=
 SUITE  := --budget $(BUDGET) $(if $(PARTS),--parts $(PARTS)) $(if $(RESULTS),--results $(RESULTS)) $(if $(STANDIN),--standin)
 
-.PHONY: demo study-base study test lint gpu gpu-smoke wheels embedded clean
+.PHONY: demo study-base study study-heads test lint gpu gpu-smoke wheels embedded clean
 
 demo: $(VENV)/.trainer
 	$(RUN) -m training.demo $(if $(CLIP),--clip $(CLIP)) $(ARGS)
@@ -37,6 +38,9 @@ study-base: $(VENV)/.trainer
 
 study: $(VENV)/.trainer
 	$(RUN) -m training.studies run $(ARGS)
+
+study-heads: $(VENV)/.trainer
+	$(RUN) -m training.studies heads $(ARGS)
 
 test: $(VENV)/.tests
 	$(RUN) -m ruff check .
