@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import tempfile
+from pathlib import Path
 
 import folder_paths
 import torch
@@ -16,6 +18,10 @@ ENGINE = importlib.import_module(f"{ROOT}.kernels.headsearch.search")
 CANDIDATES = importlib.import_module(f"{ROOT}.kernels.headsearch.candidates")
 GRID = importlib.import_module(f"{ROOT}.kernels.grid")
 SCHEDULE = importlib.import_module(f"{ROOT}.kernels.schedule").Schedule
+
+# What is saved is nobody's, and gone with the process.
+_OUTPUT = tempfile.TemporaryDirectory()
+folder_paths.set_output_directory(_OUTPUT.name)
 
 # 3 x 12 x 16 = 576 tokens in nine tiles.
 SIZE, STEPS = (3, 24, 32), 3
@@ -44,8 +50,7 @@ def searched(**changes):
 
 
 def files() -> list[str]:
-    base = folder_paths.get_output_directory()
-    folder = importlib.import_module("pathlib").Path(base) / "fpsattention" / "tests"
+    folder = Path(folder_paths.get_output_directory()) / "fpsattention" / "tests"
     return sorted(path.name for path in folder.glob("*")) if folder.is_dir() else []
 
 
