@@ -12,12 +12,13 @@ import os
 import re
 import stat
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from .whole_file import rename, write_whole
 
 VERSION = 1
 ENVIRONMENT = "FPSATTENTION_CALIBRATION"
@@ -170,18 +171,8 @@ def _points(points: object) -> bool:
 
 def write(path: Path, entries: list[dict]) -> None:
     """Replace the file at ``path`` by one that holds ``entries``, whole or not at all; raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"version": VERSION, "entries": entries}, indent=1, allow_nan=False) + "\n"
-    handle, temporary = tempfile.mkstemp(prefix=path.name + ".", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        _replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, text.encode())
 
 
 def set_aside(path: Path, content: Content) -> str:
@@ -194,23 +185,11 @@ def set_aside(path: Path, content: Content) -> str:
     while aside.exists():
         number += 1
         aside = path.with_name(f"{path.name}.damaged-{number}")
-    _replace(path, aside)
+    rename(path, aside)
     if content.entries:
         write(path, content.entries)
     kept = f", {len(content.entries)} good entries were kept" if content.entries else ""
     return f"the calibration {shown(path)} was damaged ({content.damaged}); it was set aside as {aside.name}{kept}."
-
-
-def _replace(source: str | Path, target: Path) -> None:
-    """Rename; on Windows a reader may hold the target for a moment."""
-    for left in range(20, -1, -1):
-        try:
-            os.replace(source, target)
-            return
-        except PermissionError:
-            if not left or sys.platform != "win32":
-                raise
-            time.sleep(0.05)
 
 
 @contextmanager
