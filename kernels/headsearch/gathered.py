@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..grid import GridError, Tiling, TokenGrid
+from ..grid import Tiling, TokenGrid
 from ..patterns import Stripe
+from ..whole_file import write_whole
 from .classify import PromptDependence, concentrations, families, prompt_dependence, stripe_candidates
 from .evidence import AREAS, MEASURED, Evidence, EvidenceError, running_mean
 
@@ -22,6 +22,11 @@ KIND = "fpsattention head evidence"
 VERSION = 1
 # Mass below 1e-7 of a row is nothing; powers have no such bounds.
 WIDE = ("power", *AREAS)
+# What numpy and zipfile raise for one byte that is another.
+DAMAGES = (
+    ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, OverflowError, RuntimeError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 EVIDENCE_STEPS = 3
 MOST_STRIPES = 4
 
@@ -120,7 +125,12 @@ class Gathered:
         arrays["share"] = np.stack([self.prompts[key][1] for key in asked])
         data = io.BytesIO()
         np.savez_compressed(data, facts=np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8), **arrays)
-        return _write(Path(path), data.getvalue())
+        path = Path(path)
+        try:
+            write_whole(path, data.getvalue())
+        except OSError as error:
+            raise EvidenceError(f"{path} cannot be written ({error.strerror or type(error).__name__}).") from None
+        return path
 
     @staticmethod
     def load(path: str | Path) -> Gathered:
@@ -135,7 +145,7 @@ class Gathered:
             raise EvidenceError(f"{path.name}: {error}") from None
         except OSError as error:
             raise EvidenceError(f"{path.name} cannot be read ({error.strerror or 'it is no npz file'}).") from None
-        except (ValueError, KeyError, TypeError, AttributeError, EOFError, GridError, zipfile.BadZipFile):
+        except DAMAGES:
             raise EvidenceError(f"{path.name} is no head evidence or is damaged; measure it again.") from None
 
 
@@ -177,6 +187,8 @@ def _read(facts: dict, arrays: dict[str, np.ndarray]) -> Gathered:
             f"it is v{facts['version']} head evidence, this version reads v{VERSION}; update the node pack."
         )
     grid, pieces = TokenGrid(*facts["grid"]), tuple(facts["pieces"])
+    if len(pieces) != 3 or any(not 1 <= n <= length for n, length in zip(pieces, grid.shape)):
+        raise EvidenceError(f"its tiles {pieces} are none of its grid {grid.shape}; the file is damaged.")
     heads = arrays["entropy"].shape[2]
     rings, tiles = arrays["area"].shape[2], arrays["area_tiles"].shape[1]
     t, h, w = grid.shape
@@ -206,21 +218,3 @@ def _read(facts: dict, arrays: dict[str, np.ndarray]) -> Gathered:
         key = (str(prompt), float(step), int(layer))
         gathered.prompts[key] = (arrays["found"][i], arrays["share"][i], int(count))
     return gathered
-
-
-def _write(path: Path, data: bytes) -> Path:
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise EvidenceError(f"{path} cannot be written ({error.strerror or type(error).__name__}).") from None
-    return path

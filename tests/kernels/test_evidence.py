@@ -464,6 +464,23 @@ def test_a_file_that_is_no_evidence_is_one_sentence(tmp_path, damage):
         assert "v2" in text
 
 
+def test_no_damaged_byte_raises_anything_else(tmp_path):
+    tiling = choose_tiling(TokenGrid(2, 4, 4), 8)
+    gathered = Gathered()
+    gathered.add("a", 0.5, 0, evidence(*planted_layer(TokenGrid(2, 4, 4), ["full"], 0), tiling))
+    path = gathered.save(tmp_path / "evidence.npz")
+    whole, random, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(200):
+        data = bytearray(whole)
+        data[random.integers(len(data))] = random.integers(256)
+        path.write_bytes(data)
+        try:
+            Gathered.load(path)
+        except EvidenceError:
+            refused += 1
+    assert refused > 100
+
+
 def test_bad_input_is_one_sentence(tmp_path):
     tiling = choose_tiling(RAGGED)
     q, k, v = planted_layer(RAGGED, ["full", "diagonal"], 0)
