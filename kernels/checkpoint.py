@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .grid import LEAST_SLOTS, MOST_SLOTS
 from .head_table import HeadTable, HeadTableError
 from .schedule import Schedule, ScheduleError
 
@@ -27,8 +28,6 @@ PREFIX = "fpsattention."
 VERSION = 1
 FP8_FORMATS = ("e4m3fn",)
 TIMESTEPS = ("1000*sigma",)
-# Fewer tokens to a tile make plans of gigabytes, more make a tile of a whole small video.
-LEAST_SLOTS, MOST_SLOTS = 2, 4096
 # safetensors itself refuses longer headers.
 MAX_HEADER_BYTES = 100_000_000
 # Room for the header and for what else grows while a file is written.
@@ -143,7 +142,9 @@ def _integer(values: dict[str, str], key: str) -> int:
     try:
         return int(text)
     except (TypeError, ValueError):
-        raise HeaderError(f"the header's '{key}' is {text!r}, not a whole number; the file is damaged.") from None
+        raise HeaderError(
+            f"the header's '{key}' is {str(text)[:40]!r}, not a whole number; the file is damaged."
+        ) from None
 
 
 def _choice(values: dict[str, str], key: str, choices: tuple[str, ...]) -> str:
@@ -199,7 +200,7 @@ def read_metadata(path: str | Path) -> tuple[dict[str, str], dict[str, tuple[str
         metadata = entries.pop("__metadata__", {})
         tensors = {name: (str(e["dtype"]), tuple(e["shape"])) for name, e in entries.items()}
         end = max((int(e["data_offsets"][1]) for e in entries.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError):
         raise HeaderError(f"the header of {path.name} is damaged; download the file again.") from None
     if size < 8 + length + end:
         raise HeaderError(f"{path.name} is truncated: {size} of {8 + length + end} bytes; download it again.")

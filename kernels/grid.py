@@ -15,6 +15,9 @@ from numbers import Integral
 
 import numpy as np
 
+# What a file may say. Fewer slots to a tile make plans of gigabytes, more make a tile of a whole small video, and to
+# look for the best tile of a trillion slots would take days.
+LEAST_SLOTS, MOST_SLOTS = 2, 4096
 # A trained tile is kept on another grid while it needs at most this much more slots than the best tile there.
 TILE_REUSE_TOLERANCE = 1.015
 # A kernel knows the live count of a uniform tiling at compile time; reading it per tile costs registers, hence time.

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from .grid import GridError, Tiling, TokenGrid, choose_tiling
+from .grid import LEAST_SLOTS, MOST_SLOTS, GridError, Tiling, TokenGrid, choose_tiling
 from .pattern_text import PatternError, format_pattern, parse_pattern
 from .patterns import Full, Pattern, pattern_pairs
 from .schedule import SIGMA_TOLERANCE, Schedule, ScheduleError
+from .whole_file import write_whole
 
 KIND = "fpsattention head table"
 VERSION = 1
@@ -40,10 +39,30 @@ class HeadTableError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """Down to sigma ``until``: ``chosen`` uint8 ``(branches, layers, heads)``, an index into the table's patterns."""
+    """Down to sigma ``until``: ``chosen`` uint8 ``(branches, layers, heads)``, an index into the table's patterns.
+
+    It keeps a copy of ``chosen`` that cannot be written to, because plans are cached by what a table means.
+    """
 
     until: float
     chosen: np.ndarray
+
+    def __post_init__(self) -> None:
+        chosen = np.array(self.chosen)
+        if chosen.ndim != 3 or not chosen.size or chosen.dtype.kind not in "iu":
+            raise HeadTableError(
+                f"the band until {self.until:g} needs whole numbers for (branches, layers, heads), got {chosen.dtype} "
+                f"of shape {chosen.shape}; give the number of each head's pattern."
+            )
+        if chosen.min() < 0 or chosen.max() >= MAX_PATTERNS:
+            raise HeadTableError(
+                f"the band until {self.until:g} names patterns {chosen.min()} to {chosen.max()}, they are counted from "
+                f"0 to at most {MAX_PATTERNS - 1}; the table is damaged."
+            )
+        chosen = chosen.astype(np.uint8, order="C")
+        chosen.flags.writeable = False
+        object.__setattr__(self, "until", float(self.until))
+        object.__setattr__(self, "chosen", chosen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +109,13 @@ class HeadTable:
             found.update(band.chosen.tobytes())
         return found.hexdigest()
 
+    @cached_property
+    def _identity(self) -> bytes:
+        # Kept, because a cache that holds an equal table compares in every lookup.
+        return hashlib.sha256(self.to_json().encode()).digest()
+
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, HeadTable) and (self is other or self.to_json() == other.to_json())
+        return isinstance(other, HeadTable) and (self is other or self._identity == other._identity)
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -235,6 +259,9 @@ def _band(row: dict, number: int, shape: tuple[int, int, int]) -> Band:
     until, chosen = row.get("until"), row.get("chosen")
     if isinstance(until, bool) or not isinstance(until, int | float):
         raise HeadTableError(f"band {number}: 'until' is {str(until)[:40]!r}, not a sigma; the file is damaged.")
+    # Also false for NaN, which is no end; a whole number of a thousand digits is no float either.
+    if not 0 <= until <= 1:
+        raise HeadTableError(f"band {number} ends at sigma {str(until)[:40]}; bands run from 1 down to 0.")
     try:
         array = np.array(chosen)
     except ValueError:
@@ -244,9 +271,7 @@ def _band(row: dict, number: int, shape: tuple[int, int, int]) -> Band:
             f"band {number}: 'chosen' is not whole numbers for {shape[0]} x {shape[1]} x {shape[2]} "
             "(branches, layers, heads); the file is damaged."
         )
-    if array.min() < 0 or array.max() >= MAX_PATTERNS:
-        raise HeadTableError(f"band {number}: it names pattern {array.min()} to {array.max()}; the file is damaged.")
-    return Band(float(until), array.astype(np.uint8))
+    return Band(until, array)
 
 
 def _check(table: HeadTable) -> None:
@@ -272,10 +297,25 @@ def _check(table: HeadTable) -> None:
         raise HeadTableError(f"the last band ends at sigma {previous:g}; it must end at 0.")
     if not any(phase.uses_heads for phase in table.schedule.phases):
         raise HeadTableError("its schedule never says 'heads', so the table would not be used; search it again.")
+    for pattern in table.patterns:
+        _check_words(pattern)
+    if not LEAST_SLOTS <= table.slots <= MOST_SLOTS:
+        raise HeadTableError(f"its tiles have {table.slots} slots, allowed are {LEAST_SLOTS} to {MOST_SLOTS}.")
     try:
         choose_tiling(table.grid, table.slots, table.tile)
     except GridError as error:
         raise HeadTableError(f"its tile is damaged: {error}") from None
+
+
+def _check_words(pattern: Pattern) -> None:
+    """Raise HeadTableError where ``pattern`` would not be read back as what it is."""
+    try:
+        if parse_pattern(format_pattern(pattern)) == pattern:
+            return
+        why = "its words mean another pattern"
+    except PatternError as error:
+        why = str(error).rstrip(".")
+    raise HeadTableError(f"{str(pattern)[:80]} cannot be in a table ({why}); make it with parse_pattern.")
 
 
 def read_head_table(path: str | Path) -> HeadTable:
@@ -286,33 +326,25 @@ def read_head_table(path: str | Path) -> HeadTable:
             raise HeadTableError(
                 f"it has {path.stat().st_size >> 20} MiB, a head table has at most {MAX_FILE_BYTES >> 20}."
             )
-        return HeadTable.from_json(path.read_text(encoding="utf-8"))
+        return HeadTable.from_json(path.read_text(encoding="utf-8-sig"))  # some editors write a byte order mark
     except FileNotFoundError:
         raise HeadTableError(f"there is no file {path}; check the path.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is not text"
-        raise HeadTableError(f"{path.name} cannot be read ({why}).") from None
     except HeadTableError as error:
         raise HeadTableError(f"{path.name}: {error}") from None
+    except (OSError, ValueError) as error:  # ValueError: no text, or a path that no file can have
+        why = getattr(error, "strerror", None) or "it is not text"
+        raise HeadTableError(f"{path.name!r} cannot be read ({why}).") from None
 
 
 def write_head_table(path: str | Path, table: HeadTable) -> Path:
     """Write ``table`` to a JSON file, whole or not at all, and return its path; raises HeadTableError."""
     path = Path(path)
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(table.to_json() + "\n")
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
+        write_whole(path, (table.to_json() + "\n").encode())
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise HeadTableError(f"{path} cannot be written ({error.strerror or type(error).__name__}).") from None
+    except TypeError as error:
+        raise HeadTableError(f"{path.name} cannot be written: 'made' holds what JSON cannot ({error}).") from None
     return path
 
 

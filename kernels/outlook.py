@@ -22,8 +22,8 @@ MAX_TOKENS = 2_000_000
 
 @dataclass(frozen=True)
 class StepOutlook:
-    """One step of a run; ``density`` is 1.0 when dense and None where a selector decides while sampling, or a head table
-    that is not given."""
+    """One step of a run; ``density`` is 1.0 when dense and None where a selector decides while sampling, or a head
+    table that is not given."""
 
     index: int
     sigma: float

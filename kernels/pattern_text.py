@@ -20,18 +20,23 @@ from .schedule import ScheduleError, read_extent
 # Families of heads, in the paper's words (Sparse-vDiT section 4.1); "window" is local in time and space.
 FAMILIES = ("full", "skip", "diagonal", "multi-diagonal", "window", "vertical stripe", "union")
 MAX_PARTS = 8
-MAX_STRIPE_PIECES = 1 << 20
+# More tiles than any plan could list; a table may say hundreds of stripes, and each is a number per tile in memory.
+MAX_STRIPE_PIECES = 1 << 16
 
 
 class PatternError(ValueError):
     """A text that is no pattern; the message is one sentence."""
 
 
-@lru_cache(maxsize=1024)
 def parse_pattern(text: str) -> Pattern:
     """Return the pattern that ``text`` says; raises PatternError, one sentence, with what is wrong."""
     if not isinstance(text, str) or not text.strip():
         raise PatternError(f"a pattern is text such as 'window all 40% 40%', got {str(text)[:40]!r}.")
+    return _parsed(text)
+
+
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> Pattern:
     parts = [part.split() for part in text.split(" + ")]
     if len(parts) > MAX_PARTS:
         raise PatternError(f"the pattern joins {len(parts)} parts, at most {MAX_PARTS} are allowed; leave some out.")
