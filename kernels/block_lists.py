@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -96,3 +96,8 @@ class Layout:
             uniform=int(but_last[0]) if (but_last == but_last[0]).all() else 0,
             last=int(tiling.live[-1]),
         )
+
+    def with_cubes(self, tiling: Tiling, cube_size: int) -> Layout:
+        """Return this layout, of ``tiling``, with scales shared by other cubes; the other tensors are the same ones."""
+        cubes = tiling.cubes(cube_size)
+        return replace(self, cube=torch.from_numpy(cubes).to(self.cube.device), cubes=int(cubes.max()) + 1)

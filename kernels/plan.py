@@ -20,7 +20,7 @@ from .grid import Tiling, TokenGrid, choose_tiling, run_tiling
 from .head_table import HeadTable
 from .patterns import Pattern, pattern_pairs
 from .schedule import Phase, Schedule
-from .selectors import SELECTORS, Selector, build_selector
+from .selectors import SELECTORS, Selector, SelectorError, build_selector
 
 FULL_RUN_SLOTS = 128
 # About thirty windows for 75,600 tokens, at 9 MiB each, or the lists of one head table with twenty patterns. The host's
@@ -55,11 +55,13 @@ class AttentionPlan:
 @dataclass(frozen=True, eq=False)
 class _Tables:
     """What plans share on a device: the layout, and the lists of their patterns (None: made in every call) or what an
-    online selector has ``prepared``."""
+    online selector has ``prepared``. Granularities share the lists; ``layouts`` by cube differ in which tiles share a
+    scale alone."""
 
     layout: Layout
     lists: BlockLists | None
     prepared: Sized | None = None
+    layouts: dict[int, Layout] = field(default_factory=dict)
     plans: dict[Hashable, AttentionPlan] = field(default_factory=dict)
 
     @property
@@ -240,9 +242,16 @@ def _patterns(plans: Plans, phase: Phase, layer: int, band: int) -> tuple[list[P
     """Return the patterns of a static selector and the pattern of each of these heads, ``(branches, heads)``."""
     tiling = _tiling(plans.grid, phase, plans.slots, plans.tile)
     selector = _selector(phase, plans.table if phase.uses_heads else None, band)
-    spread = phase.uses_heads and plans.table.heads != plans.heads
-    patterns, chosen = selector.patterns(tiling, plans.table.heads if spread else plans.heads, layer)
-    return patterns, chosen[:, plans.first_head : plans.first_head + plans.heads] if spread else chosen
+    if not phase.uses_heads:
+        return selector.patterns(tiling, plans.heads, layer)
+    patterns, chosen = selector.patterns(tiling, plans.table.heads, layer)
+    heads = slice(plans.first_head, plans.first_head + plans.heads)
+    if not 0 <= heads.start < heads.stop <= plans.table.heads:
+        raise SelectorError(
+            f"the head table is for {plans.table.heads} heads, this call has heads {heads.start} to {heads.stop - 1}; "
+            "load a table of this model, or search one."
+        )
+    return patterns, chosen[:, heads]
 
 
 @lru_cache(maxsize=4096)
@@ -251,6 +260,10 @@ def _density(plans: Plans, phase: Phase, layer: int, band: int) -> float | None:
         return None
     patterns, pattern_of_head = _patterns(plans, phase, layer, band)
     tiling = _tiling(plans.grid, phase, plans.slots, plans.tile)
+    return _mean_density(patterns, pattern_of_head, tiling)
+
+
+def _mean_density(patterns: list[Pattern], pattern_of_head: np.ndarray, tiling: Tiling) -> float:
     per_pattern = np.array([_pattern_density(pattern, tiling) for pattern in patterns])
     return float(per_pattern[pattern_of_head].mean())
 
@@ -265,7 +278,6 @@ _kept: BytesCache[_Tables] = BytesCache(MAX_KEPT_BYTES)
 
 def _tables(plans: Plans, phase: Phase, layer: int, band: int, device: torch.device) -> _Tables:
     tiling = _tiling(plans.grid, phase, plans.slots, plans.tile)
-    cube = int(phase.granularity[1:]) if (phase.granularity or "").startswith("x") else 1
 
     # What is first asked for while sampling must serve training too, whose autograd refuses inference tensors.
     @torch.inference_mode(False)
@@ -277,11 +289,12 @@ def _tables(plans: Plans, phase: Phase, layer: int, band: int, device: torch.dev
         else:
             patterns = _patterns(plans, phase, layer, band)[0]
             lists = BlockLists.from_patterns(patterns, tiling, np.zeros((1, plans.heads)), device)
-        return _Tables(Layout.of(tiling, cube, device), lists, prepared)
+        layout = Layout.of(tiling, 1, device)
+        return _Tables(layout, lists, prepared, {1: layout})
 
     # All layers and bands of a table have its patterns; of another selector each layer may have its own.
     patterns = plans.table if phase.uses_heads else (phase.window, phase.selector, layer)
-    return _kept.get((tiling, cube, patterns, device), make)
+    return _kept.get((tiling, patterns, device), make)
 
 
 @torch.inference_mode(False)
@@ -289,22 +302,27 @@ def _build(
     plans: Plans, phase: Phase, layer: int, band: int, branches: tuple[int, ...], tables: _Tables
 ) -> AttentionPlan:
     selector = _selector(phase, plans.table if phase.uses_heads else None, band)
-    lists = tables.lists
+    tiling = _tiling(plans.grid, phase, plans.slots, plans.tile)
+    cube = int(phase.granularity[1:]) if (phase.granularity or "").startswith("x") else 1
+    if cube not in tables.layouts:
+        tables.layouts[cube] = tables.layout.with_cubes(tiling, cube)
+    lists, density = tables.lists, 1.0 if phase.is_full else _density(plans, phase, layer, band)
     if lists is not None:
-        chosen = _patterns(plans, phase, layer, band)[1]
+        patterns, chosen = _patterns(plans, phase, layer, band)
         if phase.uses_heads:
             chosen = chosen[[min(branch, len(chosen) - 1) for branch in branches]]
+            density = _mean_density(patterns, chosen, tiling)
         device = lists.ids.device
         on_device = torch.from_numpy(np.ascontiguousarray(chosen, dtype=np.int32)).to(device)
         lists = replace(lists, pattern_of_head=on_device)
     return AttentionPlan(
         grid=plans.grid,
-        tiling=_tiling(plans.grid, phase, plans.slots, plans.tile),
+        tiling=tiling,
         attention=phase.attention,
         granularity=phase.granularity,
         smooth_k=plans.smooth_k,
-        density=1.0 if phase.is_full else _density(plans, phase, layer, band),
-        layout=tables.layout,
+        density=density,
+        layout=tables.layouts[cube],
         lists=lists,
         selector=selector if selector.online else None,
         prepared=tables.prepared,

@@ -10,7 +10,9 @@ import pytest
 import torch
 from fpsattention.kernels.bytes_cache import BytesCache
 from fpsattention.kernels.grid import TokenGrid
+from fpsattention.kernels.head_table import Band, HeadTable
 from fpsattention.kernels.outlook import sampler_sigmas
+from fpsattention.kernels.pattern_text import parse_pattern
 from fpsattention.kernels.plan import (
     MAX_KEPT_BYTES,
     Plans,
@@ -23,6 +25,7 @@ from fpsattention.kernels.plan import (
 )
 from fpsattention.kernels.presets import PRESETS, preset
 from fpsattention.kernels.schedule import Schedule, ScheduleError
+from fpsattention.kernels.selectors import SelectorError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +34,7 @@ from . import oracle
 P480, P720 = TokenGrid(21, 30, 52), TokenGrid(21, 45, 80)
 SCHEDULE = Schedule.parse("0.9 dense\n0.5 fp8 x2 all 4 4\n0.2 bf16 - 3 3 3\n0 fp8 token all all all")
 GRID = TokenGrid(4, 9, 10, prefix=7)
+HEADS = Schedule.parse("0.5 fp8 x2 heads\n0 fp8 x1 heads")
 
 axis = st.integers(1, 8)
 extents = st.one_of(st.just("all"), st.integers(1, 9), st.integers(1, 100).map(lambda n: f"{n}%"))
@@ -149,6 +153,59 @@ def test_plans_are_kept_by_their_bytes():
     assert first.at(0.5) is plan and second.at(0.5) is not plan and held < _kept.bytes < 3 * held
     clear_plans()
     assert len(_kept) == _kept.bytes == 0
+
+
+def head_table(branches: int = 1, heads: int = 4) -> HeadTable:
+    chosen = np.random.default_rng(0).integers(0, 3, (2, branches, 3, heads))
+    chosen[:, :, :, 0] = 2  # no layer is all full
+    patterns = tuple(map(parse_pattern, ("full", "skip", "window all 30% 30%")))
+    return HeadTable(patterns, (Band(0.5, chosen[0]), Band(0.0, chosen[1])), GRID, (2, 3, 5), 32, HEADS)
+
+
+def test_granularities_layers_and_bands_of_a_table_share_its_lists():
+    """At 720p they are a quarter of a GB: phases that made their own would push each other out of memory."""
+    clear_plans()
+    table = head_table()
+    plans = Plans(HEADS, GRID, 4, slots=32, table=table)
+    found = {(sigma, layer): plans.at(sigma, layer) for sigma in (0.9, 0.2) for layer in range(3)}
+    assert len({plan.lists.ids.data_ptr() for plan in found.values()}) == len(_kept) == 1
+    for (sigma, layer), plan in found.items():
+        chosen = table.bands[table.band_at(sigma)].chosen[:, layer]
+        assert np.array_equal(plan.lists.pattern_of_head.numpy(), chosen)
+        cubes = plan.tiling.cubes(2 if sigma > 0.5 else 1)
+        assert np.array_equal(plan.layout.cube.numpy(), cubes) and plan.layout.cubes == cubes.max() + 1
+    assert found[0.9, 0].layout.index is found[0.2, 0].layout.index
+
+
+def test_a_table_that_was_loaded_again_has_the_same_plans_and_is_compared_once(monkeypatch):
+    clear_plans()
+    first = head_table()
+    again = HeadTable.from_json(first.to_json())
+    plan = Plans(HEADS, GRID, 4, slots=32, table=first).at(0.2)
+    written = []
+    real = HeadTable.to_json
+    monkeypatch.setattr(HeadTable, "to_json", lambda self: written.append(self) or real(self))
+    plans = Plans(HEADS, GRID, 4, slots=32, table=again)
+    assert all(plans.at(0.2) is plan for _ in range(20))
+    assert len(written) <= 2
+
+
+def test_heads_spread_over_devices_and_heads_that_a_table_does_not_have():
+    table = head_table()
+    part = Plans(HEADS, GRID, 2, slots=32, table=table, first_head=2).at(0.2, 1)
+    assert np.array_equal(part.lists.pattern_of_head.numpy(), table.bands[1].chosen[:, 1, 2:])
+    for heads, first in ((5, 0), (2, 3), (2, -1)):
+        with pytest.raises(SelectorError, match="the head table is for 4 heads"):
+            Plans(HEADS, GRID, heads, slots=32, table=table, first_head=first).at(0.2)
+
+
+def test_a_plan_says_the_density_of_its_own_branches():
+    table = head_table(branches=2)
+    plans = Plans(HEADS, GRID, 4, slots=32, table=table)
+    each = table.head_densities(plans.tiling(0.2), 1)[:, 0].mean(1)
+    assert each[0] != each[1]
+    for branches, density in (((0,), each[0]), ((1,), each[1]), ((1, 0), each.mean())):
+        assert plans.at(0.2, branches=branches).density == pytest.approx(density)
 
 
 def test_what_was_not_asked_for_the_longest_goes_first():
