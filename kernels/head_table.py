@@ -20,7 +20,7 @@ import numpy as np
 from .grid import LEAST_SLOTS, MOST_SLOTS, GridError, Tiling, TokenGrid, choose_tiling
 from .pattern_text import PatternError, format_pattern, parse_pattern
 from .patterns import Full, Pattern, pattern_pairs
-from .schedule import SIGMA_TOLERANCE, Schedule, ScheduleError
+from .schedule import Schedule, ScheduleError, first_reaching
 from .whole_file import write_whole
 
 KIND = "fpsattention head table"
@@ -122,10 +122,7 @@ class HeadTable:
 
     def band_at(self, sigma: float) -> int:
         """Return the index of the band that holds ``sigma`` (the rule of schedules: the first that reaches down)."""
-        for index, band in enumerate(self.bands):
-            if sigma >= band.until - SIGMA_TOLERANCE:
-                return index
-        return len(self.bands) - 1
+        return first_reaching([band.until for band in self.bands], sigma)
 
     def all_full(self, band: int, layer: int) -> bool:
         """Return whether every head of ``layer`` sees everything in ``band``."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -139,10 +140,8 @@ class Schedule:
         """
         if math.isnan(sigma):
             raise ScheduleError("sigma is NaN; the sampler's schedule is broken.")
-        for index, phase in enumerate(self.phases):
-            if sigma >= phase.until - SIGMA_TOLERANCE:
-                return index, phase
-        return len(self.phases) - 1, self.phases[-1]
+        index = first_reaching([phase.until for phase in self.phases], sigma)
+        return index, self.phases[index]
 
     @property
     def is_dense(self) -> bool:
@@ -153,6 +152,12 @@ class Schedule:
     def uses_heads(self) -> bool:
         """True if a phase needs a head table."""
         return any(phase.uses_heads for phase in self.phases)
+
+
+def first_reaching(untils: Sequence[float], sigma: float) -> int:
+    """Return the index of the first of ``untils``, falling, that reaches down to ``sigma``; the last for all below."""
+    reach = (index for index, until in enumerate(untils) if sigma >= until - SIGMA_TOLERANCE)
+    return next(reach, len(untils) - 1)
 
 
 def _check_order(untils: list[tuple[float, str]]) -> None:

@@ -38,7 +38,7 @@ class CandidateError(ValueError):
 
 
 def read_candidates(words: Iterable[str]) -> list[Pattern]:
-    """Return the patterns that ``words`` say, full first and skip among them; raises CandidateError, one sentence."""
+    """Return the patterns that ``words`` say, full first; raises CandidateError, one sentence."""
     try:
         found = [parse_pattern(word) for word in words]
     except PatternError as error:

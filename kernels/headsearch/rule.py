@@ -40,6 +40,8 @@ class Rule:
             losses[..., FULL] = np.where(np.isfinite(losses[..., FULL]), losses[..., FULL], self.lam * costs[FULL])
             return losses.argmin(-1)
         others = losses[..., FULL + 1 :]
+        if others.shape[-1] == 0:
+            return np.full(losses.shape[:-1], FULL)
         best = others.argmin(-1)
         least = np.take_along_axis(others, best[..., None], -1)[..., 0]
         return np.where(least > self.epsilon, FULL, best + FULL + 1)
@@ -48,12 +50,14 @@ class Rule:
 def meet_budget(
     errors: np.ndarray, costs: np.ndarray, budget: float, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, float]:
-    """Return choices ``(...)`` with mean cost at most ``budget`` and the least total error, and the lambda of the rule.
+    """Return choices ``(...)`` with mean cost at most ``budget`` and little total error, and the lambda of the rule.
 
     Every head starts at its cheapest useful candidate and climbs its convex hull of (cost, error); of all climbs those
     that save most error per cost come first, as one lambda for all heads would have it, until the budget is used up.
-    What no longer fits is passed over for a smaller climb. ``weights (...)`` say how much of the run each head stands
-    for. Raises ValueError for a budget below the cheapest choice.
+    What no longer fits is passed over for a smaller climb; so the total error is the least possible but for about one
+    climb, which matters only where heads are few. lambda is what the last climb saved per cost, or what the first one
+    would save where the budget buys none. ``weights (...)`` say how much of the run each head stands for. Raises
+    ValueError for a budget below the cheapest choice.
     """
     shape = errors.shape[:-1]
     flat = np.where(np.isfinite(errors), errors, np.inf).reshape(-1, errors.shape[-1])
@@ -67,13 +71,16 @@ def meet_budget(
             f"a mean cost of {budget:.3g} cannot be met, the least is {spent / total:.3g}; give more, or candidates "
             "that cost less."
         )
-    climbs = [
-        ((flat[h, a] - flat[h, b]) / (costs[b] - costs[a]), h, step, weight[h] * (costs[b] - costs[a]))
-        for h, hull in enumerate(hulls)
-        for step, (a, b) in enumerate(pairwise(hull), 1)
-    ]
-    price = 0.0
-    for slope, head, step, more in sorted(climbs, key=lambda climb: (-climb[0], climb[1], climb[2])):
+    climbs = []
+    for head, hull in enumerate(hulls):
+        slope = np.inf
+        for step, (a, b) in enumerate(pairwise(hull), 1):
+            # Never above the climb before, so that rounding does not change the order of a straight stretch.
+            slope = min(slope, (flat[head, a] - flat[head, b]) / (costs[b] - costs[a]))
+            climbs.append((slope, head, step, weight[head] * (costs[b] - costs[a])))
+    climbs.sort(key=lambda climb: (-climb[0], climb[1], climb[2]))
+    price = climbs[0][0] if climbs else 0.0
+    for slope, head, step, more in climbs:
         # A hull is convex: a head's climbs come in order, and after one that did not fit the head stays.
         if place[head] == step - 1 and spent + more <= limit + 1e-9 * total:
             place[head], spent, price = step, spent + more, slope
@@ -82,7 +89,8 @@ def meet_budget(
 
 
 def _hull(errors: np.ndarray, costs: np.ndarray) -> list[int]:
-    """Return the candidates on the lower convex hull of (cost, error), cheapest first, ending at the least error."""
+    """Return the candidates on the lower convex hull of (cost, error), cheapest first, ending at the least error; those
+    on a straight stretch of it too, because smaller climbs fit into more budgets."""
     order = sorted(range(len(costs)), key=lambda i: (costs[i], errors[i], i))
     hull: list[int] = []
     for i in order:
@@ -92,7 +100,7 @@ def _hull(errors: np.ndarray, costs: np.ndarray) -> list[int]:
             hull.pop()
         while len(hull) >= 2:
             a, b = hull[-2], hull[-1]
-            if (errors[a] - errors[b]) * (costs[i] - costs[b]) > (errors[b] - errors[i]) * (costs[b] - costs[a]):
+            if (errors[a] - errors[b]) * (costs[i] - costs[b]) >= (errors[b] - errors[i]) * (costs[b] - costs[a]):
                 break
             hull.pop()
         hull.append(i)

@@ -22,7 +22,7 @@ from ..head_table import MAX_PATTERNS, Band, HeadTable
 from ..pattern_text import format_pattern
 from ..patterns import Pattern, pattern_pairs
 from ..plan import AttentionPlan, BlockLists, Plans, plans_for
-from ..schedule import Schedule
+from ..schedule import Schedule, first_reaching
 from .candidates import CandidateError, distinct
 from .rule import FULL, Rule, meet_budget
 
@@ -40,9 +40,9 @@ class Request:
     ``schedule`` says ``heads`` where patterns are wanted, and how they run there; ``bands`` are the sigmas down to
     which each choice holds. ``error`` is 'normalized' (a head's mean squared error over the mean power of the layer's
     full heads), 'output' (that times what the layer's error does to the model's output, see ``HeadSearch.weights``), or
-    'mse' (the paper's). ``aggregate`` says how samples
-    and steps of a band are joined. ``branches``: one choice for prompt and negative prompt, or one each. Layers in
-    ``dense_layers`` stay full. With a ``budget`` (mean cost, full = 1) lambda is found in place of ``rule``.
+    'mse' (the paper's). ``aggregate`` says how samples and steps of a band are joined. ``branches``: one choice for
+    prompt and negative prompt, or one each. Layers in ``dense_layers`` stay full. With a ``budget`` (mean cost,
+    full = 1) lambda is found in place of ``rule``.
     """
 
     schedule: Schedule
@@ -157,8 +157,7 @@ class HeadSearch:
             out = fps_attention(q, k, v, self._only(plan, index), backend=self.backend)
             errors[..., index] = _mean_square(out.sub_(full))
         if self.request.error != "mse":
-            # A layer whose output is zero loses nothing, whatever is left out.
-            errors /= np.maximum(power.mean(1), np.finfo(np.float32).tiny)[:, None, None]
+            errors /= _scale(power)[:, None, None]
         separate = self.sums.shape[1] > 1
         rows = np.broadcast_to(np.asarray(branches), (q.shape[0],)) if separate else np.zeros(q.shape[0], int)
         for sample, branch in zip(errors, rows):
@@ -175,16 +174,16 @@ class HeadSearch:
         plan = self._plan(sigma, q.device)
         full = fps_attention(q, k, v, self._only(plan, FULL), backend=self.backend)
         out = fps_attention(q, k, v, self._only(plan, index), backend=self.backend)
-        power = np.maximum(_mean_square(full).mean(1), np.finfo(np.float32).tiny)
-        return out, float((_mean_square(out - full).sum(1) / power).mean())
+        return out, float((_mean_square(out - full).sum(1) / _scale(_mean_square(full))).mean())
 
     def choose(self) -> tuple[np.ndarray, float, float | None]:
         """Return the choices by all errors so far, int64 ``(bands, branches, layers, heads)``, with lambda and epsilon.
 
-        Where the run never came, and in layers that stay dense, that is full attention.
+        Where the run never came, in layers that stay dense, and where no other candidate has a finite error, that is
+        full attention; a budget is about the others.
         """
         errors, request = self.errors, self.request
-        known = np.isfinite(errors).any(-1)
+        known = np.isfinite(errors[..., FULL + 1 :]).any(-1)
         chosen = np.full(known.shape, FULL, dtype=np.int64)
         if request.budget is None:
             chosen[known] = request.rule.choose(errors[known], self.costs)
@@ -226,9 +225,11 @@ class HeadSearch:
 
     def load(self, state: dict[str, np.ndarray]) -> None:
         """Go on from ``state``; raises ValueError if it is of another search."""
-        for name in ("sums", "counts", "costs", "weights"):
-            if name not in state or state[name].shape != getattr(self, name).shape:
-                raise ValueError("the saved search is of another model, grid or set of candidates; start anew.")
+        shapes = {name: getattr(self, name).shape for name in ("sums", "counts", "costs", "weights")}
+        if "fixed" in state:
+            shapes["fixed"] = self.sums.shape[:-1]
+        if any(name not in state or state[name].shape != shape for name, shape in shapes.items()):
+            raise ValueError("the saved search is of another model, grid or set of candidates; start anew.")
         self.sums, self.counts = state["sums"].copy(), state["counts"].copy()
         self.costs, self.weights = state["costs"].copy(), state["weights"].copy()
         self.fixed = state.get("fixed")
@@ -239,15 +240,12 @@ class HeadSearch:
         self.sums[:], self.counts[:] = 0.0, 0
 
     def _band(self, sigma: float) -> int:
-        for index, until in enumerate(self.request.bands):
-            if sigma >= until - 1e-6:
-                return index
-        return len(self.request.bands) - 1
+        return first_reaching(self.request.bands, sigma)
 
     def _add(self, band: int, branch: int, layer: int, errors: np.ndarray) -> None:
         place = (band, branch, layer)
         self.sums[place] = (
-            np.fmax(self.sums[place], errors) if self.request.aggregate == "max" else self.sums[place] + errors
+            np.maximum(self.sums[place], errors) if self.request.aggregate == "max" else self.sums[place] + errors
         )
         self.counts[place] += 1
 
@@ -258,8 +256,15 @@ class HeadSearch:
         errors = self.errors[band, branch, layer]
         if self.request.budget is None:
             return self.request.rule.choose(errors, self.costs)
-        # What a budget costs is known when everything was measured: until then every layer meets it alone.
-        return meet_budget(errors, self.costs, max(self.request.budget, float(self.costs.min())))[0]
+        # What a budget costs is known when everything was measured: until then every layer meets it alone, or comes as
+        # near as it can.
+        chosen = np.full(self.heads, FULL)
+        usable = np.isfinite(errors)
+        known = usable[:, FULL + 1 :].any(-1)
+        if known.any():
+            least = np.where(usable, self.costs, np.inf)[known].min(-1).mean()
+            chosen[known] = meet_budget(errors[known], self.costs, max(self.request.budget, float(least)))[0]
+        return chosen
 
     def _plan(self, sigma: float, device: torch.device) -> AttentionPlan:
         """Return a plan of this sigma's phase with the lists of all candidates."""
@@ -289,6 +294,16 @@ class HeadSearch:
 
 def _densities(candidates: Sequence[Pattern], tiling: Tiling) -> list[float]:
     return [pattern_pairs(pattern, tiling) / float(tiling.grid.tokens) ** 2 for pattern in candidates]
+
+
+def _scale(power: np.ndarray) -> np.ndarray:
+    """Return what errors of samples are divided by, ``(B,)``, from the heads' mean squares ``(B, H)``.
+
+    A layer whose output is zero loses nothing, whatever is left out. Where the output is not finite no error means
+    anything: NaN, so that no head of the layer takes an infinite neighbour for a licence.
+    """
+    mean = power.mean(1)
+    return np.where(np.isfinite(mean), np.maximum(mean, np.finfo(np.float32).tiny), np.nan)
 
 
 def _mean_square(x: torch.Tensor) -> np.ndarray:

@@ -198,8 +198,9 @@ def test_dense_layers_stay_full_and_a_search_goes_on_from_its_state():
 
     toy.sample(attend)
     assert np.array_equal(parts[1].choose()[0], whole.choose()[0]) and (whole.choose()[0][:, :, 1] == 0).all()
-    with pytest.raises(ValueError, match="another model, grid or set of candidates"):
-        HeadSearch(request, GRID, toy.layers + 1, toy.heads, slots=8).load(whole.state())
+    for layers, more in ((toy.layers + 1, {}), (toy.layers, {"fixed": np.zeros((1, 1))})):
+        with pytest.raises(ValueError, match="another model, grid or set of candidates"):
+            HeadSearch(request, GRID, layers, toy.heads, slots=8).load({**whole.state(), **more})
 
 
 @pytest.mark.parametrize("budget", [0.5, 0.3, 0.15])
@@ -266,6 +267,47 @@ def test_the_published_rule():
     for bad in ({"lam": -1.0}, {"epsilon": float("nan")}):
         with pytest.raises(ValueError, match="a number from 0 up"):
             Rule(**bad)
+
+
+def test_a_straight_stretch_is_climbed_as_far_as_the_budget_reaches():
+    errors, costs = np.array([[0.0, 0.5, 0.9], [0.0, 0.2, 0.4]]), np.array([1.0, 0.5, 0.1])
+    chosen, lam = meet_budget(errors, costs, 0.5)
+    assert chosen.tolist() == [1, 1] and lam == pytest.approx(0.5)
+    # Nothing can be bought: the price is what the first climb would save, not nothing.
+    chosen, lam = meet_budget(errors, costs, 0.1)
+    assert chosen.tolist() == [2, 2] and lam == pytest.approx(1.0)
+
+
+def test_a_video_of_one_tile_has_nothing_to_choose():
+    request = Request(Schedule.parse("0 bf16 - heads"), (0.0,), tuple(read_candidates(["window 1 1 1"])))
+    search = HeadSearch(request, TokenGrid(1, 1, 2), 1, 2, slots=8)
+    q = torch.ones(1, 2, 2, 64)
+    assert torch.allclose(search.attend(0, 0.5, q, q, q), q)
+    assert search.table().counts() == {"full": 2}
+
+
+@pytest.mark.parametrize("budget", [None, 0.4])
+@pytest.mark.parametrize("aggregate", ["mean", "max"])
+@pytest.mark.parametrize("error", ["normalized", "mse"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_a_head_that_overflows_stays_full(value, error, aggregate, budget):
+    request = Request(
+        Schedule.parse("0 bf16 - heads"),
+        (0.0,),
+        tuple(read_candidates(["skip", "window 1 all all"])),
+        aggregate=aggregate,
+        error=error,
+        budget=budget,
+    )
+    search = HeadSearch(request, GRID, 1, 2, slots=8)
+    q, k, v = (torch.randn(1, GRID.tokens, 2, 64, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    v[:, :, 0] = value
+    for _ in range(2):
+        search.attend(0, 0.5, q, k, v)
+    chosen = search.choose()[0][0, 0, 0]
+    assert chosen[0] == 0
+    # Errors over a power that is not finite mean nothing; on their own they do.
+    assert (chosen[1] == 0) == (error == "normalized")
 
 
 def test_candidates_that_are_the_same_here_are_tried_once():
