@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
+
+from ..whole_file import write_whole
 
 FORMAT = 1
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -35,19 +35,7 @@ def plain(value: Any) -> Any:
 
 def write_json(path: Path, data: dict) -> None:
     """Write ``data`` to ``path`` in one step: a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(plain(data), file, indent=1, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, (json.dumps(plain(data), indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict:
