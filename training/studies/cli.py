@@ -65,7 +65,7 @@ def _heads(args: argparse.Namespace) -> int:
     done = run_heads_study(SIZES[args.size], args.budget, args.base, args.cache, results)
     if not done:
         return EXIT_MORE
-    for path in write_heads_report(results, args.out):
+    for path in write_heads_report(results, args.out, args.size, PACK / "README.md"):
         print(path)
     return EXIT_OK
 

@@ -11,29 +11,30 @@ import numpy as np
 
 from ..config import ConfigError
 from ..headplots import plot_densities, plot_lines
+from .heads_readme import update_readme
 
-STEM = "head-patterns"
 
-
-def write_heads_report(results: Path, folder: Path) -> list[Path]:
-    """Write ``head-patterns.md`` with its pictures and return the paths; ConfigError for a missing or broken file."""
+def write_heads_report(results: Path, folder: Path, size: str = "cpu", readme: Path | None = None) -> list[Path]:
+    """Write ``head-patterns.md`` (``head-patterns-<size>.md`` for another size than cpu) with its pictures, and for
+    the size cpu the README's lines; return the paths. ConfigError for a missing or broken file.
+    """
     try:
         found = json.loads(results.read_text(encoding="utf-8"))
-        rows = found["budgets"], found["uniform"], found["ablations"], found["evidence"], found["saved"]
+        budgets, uniform, ablations = found["budgets"], found["uniform"], found["ablations"]
     except FileNotFoundError:
         raise ConfigError(f"{results}: there are no results; run `python -m training.studies heads` first") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{results}: is no results file ({error}); run `python -m training.studies heads`") from None
+    stem = "head-patterns" if size == "cpu" else f"head-patterns-{size}"
     folder.mkdir(parents=True, exist_ok=True)
-    budgets, uniform, ablations, evidence, saved = rows
     pictures = [
-        _trade(budgets, uniform, found["online"], folder / f"{STEM}-trade.png"),
-        _rules(ablations, folder / f"{STEM}-rules.png"),
-        _map(budgets, folder / f"{STEM}-density.png"),
+        _trade(budgets, uniform, found["online"], folder / f"{stem}-trade.png"),
+        _rules(ablations, folder / f"{stem}-rules.png"),
+        _map(budgets, folder / f"{stem}-density.png"),
     ]
-    text = folder / f"{STEM}.md"
-    text.write_text(_markdown(found, budgets, ablations, evidence, saved), encoding="utf-8")
-    return [text, *pictures]
+    text = folder / f"{stem}.md"
+    text.write_text(_markdown(found, stem), encoding="utf-8")
+    return [text, *pictures, *([update_readme(readme, found)] if readme is not None and size == "cpu" else [])]
 
 
 def _plain(budgets: Sequence[dict]) -> list[dict]:
@@ -74,8 +75,8 @@ def _map(budgets: Sequence[dict], path: Path) -> Path:
     return plot_densities(bands[shown], [f"step {band} of {len(bands)}" for band in shown], path)
 
 
-def _markdown(found: dict[str, Any], budgets, ablations, evidence, saved) -> str:
-    facts = found["conditions"]
+def _markdown(found: dict[str, Any], stem: str) -> str:
+    facts, budgets, saved = found["conditions"], found["budgets"], found["saved"]
     lines = [
         "# Head patterns on the small base",
         "",
@@ -109,7 +110,7 @@ def _markdown(found: dict[str, Any], budgets, ablations, evidence, saved) -> str
         "*output error*: a head's normalized error times what its layer's error does to the model's output, measured "
         "first; *normalized*: errors alone.",
     ]
-    lines += ["", f"![error over density]({STEM}-trade.png)", "", "## At equal error", ""]
+    lines += ["", f"![error over density]({stem}-trade.png)", "", "## At equal error", ""]
     lines += ["| best uniform window | its density | error | density that the search needs | attention work saved |"]
     lines += ["|---|---:|---:|---:|---:|"]
     for row in saved:
@@ -126,9 +127,9 @@ def _markdown(found: dict[str, Any], budgets, ablations, evidence, saved) -> str
         )
     lines += ["", "Densities between the searched points are read off a line through them, in log(error).", ""]
     lines += _online(found["online"])
-    lines += _patterns(budgets)
-    lines += _ablation(ablations)
-    lines += _evidence(evidence)
+    lines += _patterns(budgets, stem)
+    lines += _ablation(found["ablations"], stem)
+    lines += _evidence(found["evidence"])
     return "\n".join(lines) + "\n"
 
 
@@ -146,7 +147,7 @@ def _online(rows: Sequence[dict]) -> list[str]:
     return [*lines, ""]
 
 
-def _patterns(budgets: Sequence[dict]) -> list[str]:
+def _patterns(budgets: Sequence[dict], stem: str) -> list[str]:
     lines = ["## What was chosen", "", "Share of (step, layer, head), without FP8:", ""]
     plain = _plain(budgets)
     words = sorted(
@@ -156,10 +157,10 @@ def _patterns(budgets: Sequence[dict]) -> list[str]:
     for word in words:
         shares = (r["patterns"].get(word, 0) / sum(r["patterns"].values()) for r in plain)
         lines.append(f"| `{word}` | " + " | ".join(f"{s:.0%}" if s else "" for s in shares) + " |")
-    return [*lines, "", f"![density per layer and head]({STEM}-density.png)", ""]
+    return [*lines, "", f"![density per layer and head]({stem}-density.png)", ""]
 
 
-def _ablation(ablations: Sequence[dict]) -> list[str]:
+def _ablation(ablations: Sequence[dict], stem: str) -> list[str]:
     scale = next(r["scale"] for r in ablations if r["rule"] == "paper")
     lines = [
         "## Lambda and epsilon",
@@ -174,7 +175,7 @@ def _ablation(ablations: Sequence[dict]) -> list[str]:
     ]
     for r in ablations:
         lines.append(f"| {r['rule']} | {r['lambda']:g} | {r['epsilon']:g} | {r['density']:.1%} | {r['error']:.4f} |")
-    return [*lines, "", f"![rules]({STEM}-rules.png)", ""]
+    return [*lines, "", f"![rules]({stem}-rules.png)", ""]
 
 
 def _evidence(evidence: dict[str, Any]) -> list[str]:

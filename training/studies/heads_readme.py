@@ -1,0 +1,47 @@
+"""The README's lines on head patterns, generated from the study's results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..config import ConfigError
+
+BEGIN, END = "<!-- head patterns: begin -->", "<!-- head patterns: end -->"
+
+
+def readme_block(found: dict[str, Any]) -> str:
+    """Return what the README says of the study, without the markers."""
+    facts = found["conditions"]
+    lines = [
+        "| mean density | best uniform window | its output error | searched head patterns | searched, with FP8 |",
+        "|---:|---|---:|---:|---:|",
+    ]
+    rows = {(r["target"], r["attention"], r["by"]): r for r in found["budgets"]}
+    for target in sorted({r["target"] for r in found["budgets"]}, reverse=True):
+        plain, fp8 = (rows[target, attention, "output"] for attention in ("bf16", "fp8"))
+        lines.append(
+            f"| {plain['density']:.1%} | `{plain['window'].removeprefix('window ')}` | {plain['window_error']:.3f} | "
+            f"{plain['error']:.3f} | {fp8['error']:.3f} |"
+        )
+    saved = [r for r in found["saved"] if r["saved"] is not None]
+    least, most = min(r["saved"] for r in saved), max(r["saved"] for r in saved)
+    lines += [
+        "",
+        f"A study on a small base ({facts['layers']} layers of {facts['heads']} heads, trained on real clips): "
+        f"relative L2 error of the output on {facts['held_out']} held-out clips at equal density. At the windows' "
+        f"own errors the searched patterns compute {least:.0%} to {most:.0%} less attention. It says nothing about "
+        "Wan2.1 1.3B or 14B. All tables, with the paper's ablations and the online selectors: "
+        "[docs/studies/head-patterns.md](docs/studies/head-patterns.md).",
+    ]
+    return "\n".join(lines)
+
+
+def update_readme(path: Path, found: dict[str, Any]) -> Path:
+    """Replace what stands between the markers; raises ConfigError if they are not there."""
+    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ConfigError(f"{path.name} has no lines '{BEGIN}' and '{END}'; add them where the figures belong")
+    path.write_text(f"{before}{BEGIN}\n{readme_block(found)}\n{END}{after}", encoding="utf-8")
+    return path
