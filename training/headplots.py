@@ -39,6 +39,8 @@ def plot_maps(
     ``frames`` ``(heads, t, t)`` is mass from query frame (row) to key frame; ``columns`` ``(heads, tiles)`` is column
     mass of the video's tiles in raster order, drawn as a multiple of uniform attention, one block per tile of time.
     """
+    from matplotlib.ticker import MaxNLocator
+
     heads = len(frames)
     if not heads or len(columns) != heads or len(titles) != heads or columns.shape[1] != np.prod(pieces):
         raise PlotError(
@@ -64,11 +66,15 @@ def plot_maps(
         shown = right.imshow(
             _blocks(lift, pieces), cmap=MAP_COLORS, vmin=0, vmax=max(4.0, float(lift.max())), interpolation="nearest"
         )
-        right.set_title("key tiles, x uniform", fontsize=8, loc="left")
+        right.set_title(
+            "key tiles, x uniform" + ("\na block per tile of time" if pieces[0] > 1 else ""), fontsize=7, loc="left"
+        )
         right.set_xticks([])
         right.set_yticks([])
         made.colorbar(shown, ax=right, shrink=0.8, pad=0.03).ax.tick_params(labelsize=6)
         left.tick_params(labelsize=6)
+        for axis in (left.xaxis, left.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return save(made, path)
 
 
@@ -130,7 +136,7 @@ def plot_densities(densities: np.ndarray, titles: Sequence[str], path: Path) -> 
         if layers * heads <= FEW_CELLS:
             for (layer, head), value in np.ndenumerate(100 * values):
                 color = "white" if value < 60 else "black"
-                axis.text(head, layer, f"{value:.0f}", ha="center", va="center", fontsize=5.5, color=color)
+                axis.text(head, layer, f"{value:.0f}", ha="center", va="center", fontsize=6.5, color=color)
     made.colorbar(shown, ax=list(axes), label="density, %", shrink=0.9, pad=0.02)
     return save(made, path)
 

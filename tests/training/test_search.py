@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -92,8 +93,7 @@ def test_an_interrupted_search_goes_on_and_finds_the_same(tmp_path, monkeypatch,
 
     monkeypatch.setattr(passes, "run_step", stop)
     for _ in range(3):
-        with pytest.raises(KeyboardInterrupt):
-            run(parted, *more)
+        run(parted, *more, code=130)
         assert StateFile(parted, "").path.is_file() and not parted.exists()
     run(parted, *more)
     assert [step for step in done if step != "stopped"] == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2]
@@ -102,13 +102,43 @@ def test_an_interrupted_search_goes_on_and_finds_the_same(tmp_path, monkeypatch,
     assert first.made["mean_error"] == pytest.approx(second.made["mean_error"], rel=1e-6)
     assert "goes on with pass" in capsys.readouterr().err
     # Other settings do not go on from it.
-    with pytest.raises(KeyboardInterrupt):
-        done.clear()
-        run(tmp_path / "third.json", *more)
+    done.clear()
+    run(tmp_path / "third.json", *more, code=130)
+    # It is said before anything is sampled.
+    monkeypatch.setattr(work, "gather", lambda *args, **kwargs: pytest.fail("sampled"))
     run(tmp_path / "third.json", "--budget", "0.5", code=2)
     assert "is of a search with other settings" in capsys.readouterr().err
     monkeypatch.setattr(passes, "run_step", real)
-    run(tmp_path / "third.json", "--budget", "0.5", "--restart")
+    run(tmp_path / "third.json", "--budget", "0.5", "--evidence", "0", "--restart")
+
+
+def test_ctrl_c_finishes_the_step_and_saves(tmp_path, monkeypatch, capsys):
+    out, done = tmp_path / "heads.json", []
+    real = passes.run_step
+
+    def press(*args, **kwargs):
+        done.append(args[4])
+        if len(done) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(passes, "run_step", press)
+    run(out, code=75)
+    said = capsys.readouterr().err
+    assert "stopped and saved" in said and "Traceback" not in said and done == [0, 1] and not out.exists()
+    run(out)
+    assert done == [0, 1, 2] and out.exists() and "goes on with pass 1, batch 1, step 3" in capsys.readouterr().err
+
+
+def test_what_is_said_of_a_table(tmp_path, capsys):
+    """The density of what was searched beside that of all, and why every head stayed full."""
+    out = tmp_path / "heads.json"
+    run(out, "--budget", "40%", "--dense-steps", "1", "--candidates", "window all 30% 30%; skip")
+    said = capsys.readouterr()
+    assert "of what was searched, without dense steps and layers" in said.out and "exact density\n" in said.err
+    assert "density of every head" in said.out
+    run(out, "--epsilon", "0", "--lambda", "0.01")
+    assert "every head stays full" in capsys.readouterr().out
 
 
 def test_the_papers_rule_by_name(tmp_path):
@@ -153,6 +183,10 @@ def test_the_papers_rule_by_name(tmp_path):
         (["--model", "nowhere.safetensors"], "there is no such file"),
         (["--backend", "triton-fp8"], "cannot run here"),
         (["--out", "."], "is a folder"),
+        (["--into", "."], "--into .: is a folder"),
+        (["--into", "/dev/null/new.safetensors"], "--into /dev/null/new.safetensors: /dev/null is a file"),
+        (["--into", str(ASSETS / "wan2.1-tiny-t2v.safetensors")], "is the file that is read"),
+        (["--schedule", "nofile.txt"], "there is no file 'nofile.txt'"),
     ],
 )
 def test_bad_arguments_are_one_sentence_before_anything_is_sampled(tmp_path, monkeypatch, capsys, more, sentence):

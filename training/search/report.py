@@ -16,25 +16,41 @@ from ...kernels.pattern_text import format_pattern
 from ..headplots import plot_densities, plot_families, plot_lines, plot_maps
 
 SHOWN_BANDS, SHOWN_HEADS = 6, 6
+# What each file of the report is, by the first word of its name.
+ABOUT = {
+    "density": "density of every head, by step",
+    "frontier": "what other lambdas and epsilons would give; the dot is this table",
+    "families": "what heads look at in a dense run at this sigma",
+    "attention": "some of these heads, frame by frame",
+    "evidence": "the same, as numbers",
+    "errors": "the error of every candidate in every head",
+}
+
+
+def report_folder(out: Path) -> Path:
+    """Return the folder of the report of table ``out``."""
+    return out.with_name(f"{out.stem}-report")
 
 
 def write_report(table: HeadTable, search: HeadSearch, gathered: Gathered | None, out: Path) -> Iterator[Path]:
     """Write density maps, the trade of density for error, what heads look at, and the errors, into the folder
     ``<table>-report``; yield what was written."""
-    folder = out.with_name(f"{out.stem}-report")
+    folder = report_folder(out)
     folder.mkdir(parents=True, exist_ok=True)
     yield _densities(table, folder / "density.png")
     yield plot_lines(
-        frontier(search),
+        _curves(search),
         folder / "frontier.png",
         xlabel="mean density",
         ylabel=f"mean error ({search.request.error})",
-        title="what each rule makes of the measured errors",
+        title="what other settings would make of the measured errors",
         log="y",
     )
     if gathered is not None:
         for sigma in gathered.steps:
-            yield plot_families(gathered.classes(sigma), folder / f"families-{sigma:.3f}.png", f"sigma {sigma:.3f}")
+            yield plot_families(
+                gathered.classes(sigma), folder / f"families-{sigma:.3f}.png", f"what heads look at, sigma {sigma:.3f}"
+            )
         yield _maps(gathered, folder / "attention.png")
         yield gathered.save(folder / "evidence.npz")
     errors = folder / "errors.npz"
@@ -48,6 +64,16 @@ def write_report(table: HeadTable, search: HeadSearch, gathered: Gathered | None
         candidates=np.array([format_pattern(p) for p in search.candidates]),
     )
     yield errors
+
+
+def _curves(search: HeadSearch) -> dict[str, tuple[list[float], list[float]]]:
+    """Return the frontier without the points that lose nothing, which a logarithm cannot show, and this table's."""
+    chosen, errors = search.choose()[0], search.errors
+    known = np.isfinite(errors).any(-1)
+    error = float(np.take_along_axis(errors[known], chosen[known][:, None], -1).mean())
+    curves = {**frontier(search), "this table": ([float(search.densities[chosen[known]].mean())], [error])}
+    shown = {label: [(x, y) for x, y in zip(*points) if y > 1e-8] for label, points in curves.items()}
+    return {label: tuple(map(list, zip(*points))) for label, points in shown.items() if points} or curves
 
 
 def _densities(table: HeadTable, path: Path) -> Path:

@@ -34,7 +34,8 @@ def read_schedule(text: str) -> Schedule:
             text = path.read_text(encoding="utf-8-sig")
         return read_searched(text)
     except ScheduleError as error:
-        raise SearchError(f"--schedule: {str(error).rstrip('.')}") from None
+        lost = "" if " " in text.strip() else f"there is no file '{text[:80]}', and as a schedule: "
+        raise SearchError(f"--schedule: {lost}{str(error).rstrip('.')}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SearchError(f"--schedule {text}: cannot be read as text ({error}); check the file") from None
 

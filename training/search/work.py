@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +34,7 @@ from ..files import fingerprint
 from ..model import WanTransformer3DModel, keep_full_precision, load_model
 from ..names import HEAD_DIM, read_shape
 from ..sparse import latent_grid
+from ..stopping import StopFlag
 from .cli import ASSETS, PUBLISHED, TINY
 from .gather import gather
 from .passes import run_passes
@@ -49,6 +53,7 @@ def search_heads(args: argparse.Namespace, say: Callable[[str], None]) -> Iterat
     path = Path(args.model or ASSETS / "wan2.1-tiny-t2v.safetensors").expanduser()
     out = _target(args.out)
     header, shape = _model_facts(path)
+    _check_into(args.into, path)
     device = pick_device(args.device, World())
     schedule = read_schedule(args.schedule)
     sampler, clips_of = _sampling(args, usual, device)
@@ -64,6 +69,14 @@ def search_heads(args: argparse.Namespace, say: Callable[[str], None]) -> Iterat
     sampler = replace(sampler, negative=negative)
     clips = [Clip(texts[i], seed) for i in range(len(clips_of.prompts)) for seed in clips_of.seeds]
     batches = [clips[i : i + args.together] for i in range(0, len(clips), args.together)]
+    facts = {"model": fingerprint(path), "texts": identity, "prompts": clips_of.prompts, "seeds": clips_of.seeds,
+             "negative": args.negative, "sampler": [sampler.shape, sampler.steps, sampler.shift, sampler.cfg],
+             "dtype": sampler.dtype, "together": args.together, "slots": slots, "tile": tile, "backend": args.backend,
+             "passes": _passes(args, args.budget), "cost": args.cost}  # fmt: skip
+    state = StateFile(out, early=_early(args, facts))
+    if args.restart:
+        state.remove()
+    state.check()
     model = _load(path, sampler.dtype, device)
 
     gathered = _gathered(args, model, sampler, clips, tiling)
@@ -81,15 +94,12 @@ def search_heads(args: argparse.Namespace, say: Callable[[str], None]) -> Iterat
     if request.budget is not None and request.budget < costs.relative.min():
         least = f"{costs.relative.min():.1%} of full attention"
         raise SearchError(f"--budget {budget} cannot be met: the cheapest candidate takes {least}; give more")
-    say(f"{len(search.candidates)} candidates on {_words(grid, tiling)}; {costs.says()}")
+    say(f"{len(search.candidates)} candidates on {_words(grid, tiling)}; {_costs_say(costs)}")
+    passes = _passes(args, budget)
+    runs = len(clips) * (1 + 2 * float(search.densities.sum()))
+    say(f"passes over {len(clips)} clips: {passes}; the attention of one takes about {runs:.0f} dense videos")
 
-    facts = {"model": fingerprint(path), "texts": identity, "prompts": clips_of.prompts, "seeds": clips_of.seeds,
-             "negative": args.negative, "sampler": [sampler.shape, sampler.steps, sampler.shift, sampler.cfg],
-             "dtype": sampler.dtype, "together": args.together, "slots": slots, "tile": tile, "backend": args.backend,
-             "passes": _passes(args, budget), "cost": args.cost}  # fmt: skip
-    state = StateFile(out, settings_key(request, facts))
-    if args.restart:
-        state.remove()
+    state.key = settings_key(request, facts)
     began = state.read()
     if began is not None:
         search.costs = began[1]["costs"]  # measured times differ from one run to the next
@@ -97,11 +107,11 @@ def search_heads(args: argparse.Namespace, say: Callable[[str], None]) -> Iterat
     start = time.monotonic()
     if request.error == "output" and began is None:
         search.weights = _weights(model, search, sampler, clips[0])
-    _run(model, search, sampler, batches, _passes(args, budget), state, began[0] if began else None)
+    _run(model, search, sampler, batches, passes, state, began[0] if began else None)
     made = {
-        "rule": "budget" if budget else args.rule, "cost": costs.kind, "costs_from": costs.says(),
+        "rule": "budget" if budget else args.rule, "cost": costs.kind, "costs_from": _costs_say(costs),
         "clips": len(clips), "prompts": len(clips_of.prompts), "steps": sampler.steps, "shift": sampler.shift,
-        "cfg": sampler.cfg, "passes": _passes(args, budget), "seconds": round(time.monotonic() - start, 1),
+        "cfg": sampler.cfg, "passes": passes, "seconds": round(time.monotonic() - start, 1),
         "base_sha256": _hash(path),
     }  # fmt: skip
     if gathered is not None:
@@ -147,6 +157,17 @@ def _model_facts(path: Path):
             "every clip; search it with the node Search Head Patterns, or give a text-to-video model"
         )
     return (read_header(path) if path.is_file() else None), shape
+
+
+def _check_into(text: str | None, model: Path) -> None:
+    """Say what would keep the model from being written, before hours are spent on what goes into it."""
+    if text is None:
+        return
+    if not model.is_file():
+        raise SearchError(f"--into needs a model in one safetensors file, {model} is a folder; leave --into out")
+    path = _target(text, "--into", "heads.safetensors")
+    if path.exists() and path.samefile(model):
+        raise SearchError(f"--into {text}: is the file that is read; name another one, and the model stays as it is")
 
 
 def _tiles(args: argparse.Namespace, header: Header | None) -> tuple[int, tuple[int, int, int] | None]:
@@ -230,7 +251,13 @@ def _costs(
     phase = next(phase for phase in schedule.phases if phase.uses_heads)
     dtype = torch.float32 if sampler.dtype == "fp32" else torch.bfloat16
     call = Call(device, search.heads, HEAD_DIM, phase.attention, phase.granularity, dtype, args.backend)
-    return pattern_costs(search.candidates, search.tiling, kind=args.cost, call=call)
+    if args.cost == "density":
+        return pattern_costs(search.candidates, search.tiling, call=call)
+    with tqdm(total=100, desc="costs", unit="%") as bar:
+        return pattern_costs(
+            search.candidates, search.tiling, kind=args.cost, call=call,
+            tick=lambda share: bar.update(round(100 * share) - bar.n),
+        )  # fmt: skip
 
 
 def _gathered(
@@ -258,7 +285,8 @@ def _run(model, search, sampler, batches, passes, state, began) -> None:
             bar.set_postfix_str(f"pass {place.number + 1}, batch {place.batch + 1} of {len(batches)}")
             bar.update()
 
-        run_passes(model, search, sampler, batches, passes=passes, state=state, tick=tick)
+        with StopFlag().on_signals() as stop:
+            run_passes(model, search, sampler, batches, passes=passes, state=state, tick=tick, stop=stop)
 
 
 def _load(path: Path, dtype: str, device: torch.device) -> WanTransformer3DModel:
@@ -290,7 +318,7 @@ def _written(
     header: Header | None,
     say: Callable[[str], None],
 ) -> Iterator[str]:
-    from .report import write_report
+    from .report import ABOUT, report_folder, write_report
 
     yield f"head table: {out}"
     made = table.made
@@ -299,11 +327,19 @@ def _written(
         f"mean error {made['mean_error']:.4f} ({made['error']}), lambda {made['lambda']:.4g}, "
         f"epsilon {made['epsilon']:.4g}"
     )
+    known = np.isfinite(search.errors).any(-1)
+    if not known.all():
+        chosen = search.choose()[0]
+        share, cost = (values[chosen[known]].mean() for values in (search.densities, search.costs))
+        yield f"of what was searched, without dense steps and layers: mean density {share:.1%}, mean cost {cost:.1%}"
+    if made["mean_density"] == 1.0:
+        yield _all_full(search)
     total = sum(table.counts().values())
     for words, count in table.counts().most_common():
         yield f"  {count / total:6.1%}  {words[:90]}"
+    yield f"report: {report_folder(out)}"
     for written in write_report(table, search, gathered, out):
-        yield f"report: {written}"
+        yield f"  {written.name:22} {ABOUT[re.split('[-.]', written.name)[0]]}"
     if args.into:
         new = replace(header or Header(table.schedule), schedule=table.schedule, heads=table, slots=table.slots)
         new = replace(new, tile=table.tile, trainer=new.trainer or "training.search")
@@ -311,11 +347,36 @@ def _written(
         yield f"model: {copy_with_header(path, Path(args.into).expanduser(), new)}"
 
 
-def _target(text: str) -> Path:
+def _all_full(search: HeadSearch) -> str:
+    if search.costs[search.costs < 1.0].size < 2:
+        return "every head stays full: hardly a candidate costs less than full attention here, at this size"
+    return (
+        f"every head stays full: no candidate loses little enough for what it saves (the cheapest costs "
+        f"{search.costs.min():.1%}); give a --budget, or a larger --epsilon"
+    )
+
+
+def _early(args: argparse.Namespace, facts: dict) -> str:
+    """Return the hash of what was asked: all that is known of a search before its evidence and costs are."""
+    names = (
+        "schedule", "candidates", "stripes", "bands", "branches", "dense_steps", "dense_layers", "rule", "lam",
+        "epsilon", "budget", "error", "aggregate", "evidence",
+    )  # fmt: skip
+    asked = {**{name: getattr(args, name) for name in names}, **facts}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _costs_say(costs: Costs) -> str:
+    return costs.says() if costs.kind == "measured" or costs.notes else "cost is exact density"
+
+
+def _target(text: str, option: str = "--out", usual: str = "heads.json") -> Path:
     path = Path(text).expanduser().absolute()
     if path.is_dir():
-        raise SearchError(f"--out {text}: is a folder; name a file in it, such as {path / 'heads.json'}")
+        raise SearchError(f"{option} {text}: is a folder; name a file in it, such as {path / usual}")
     nearest = next(parent for parent in path.parents if parent.exists())
     if not nearest.is_dir():
-        raise SearchError(f"--out {text}: {nearest} is a file; name another folder")
+        raise SearchError(f"{option} {text}: {nearest} is a file; name another folder")
+    if not os.access(nearest, os.W_OK):
+        raise SearchError(f"{option} {text}: {nearest} cannot be written to; name another folder")
     return path
