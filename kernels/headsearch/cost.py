@@ -59,7 +59,7 @@ class Costs:
         """Return in one line what the costs are and where they come from."""
         counts = {source: self.sources.count(source) for source in dict.fromkeys(self.sources)}
         where = "; ".join(f"{n} x {source}" if len(counts) > 1 else source for source, n in counts.items())
-        what = {"density": "cost is exact density", "measured": "cost is measured time"}[self.kind]
+        what = {"density": "cost is density", "measured": "cost is measured time"}[self.kind]
         return " ".join([f"{what} ({where}).", *self.notes])
 
 

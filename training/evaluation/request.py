@@ -143,10 +143,13 @@ def _named(text: str) -> tuple[str, str]:
     if equals and _NAME.fullmatch(name.strip()):
         return name.strip(), schedule.strip()
     word = text.strip()
+    # A file may lie anywhere; its name is the row's.
+    if len(word) < 1024 and _NAME.fullmatch(Path(word).stem) and Path(word).is_file():
+        return Path(word).stem, word
     if not _NAME.fullmatch(word):
         shown = " ".join(word.split())
         raise EvaluationError(f"--attention '{shown[:60]}' has no name; write --attention my-name='...'")
-    return (Path(word).stem if Path(word).is_file() else word), word
+    return word, word
 
 
 def _attention(name: str, text: str, model: ModelFile, slots: int, backend: str) -> SparseAttention | None:

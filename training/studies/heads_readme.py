@@ -31,9 +31,9 @@ def readme_block(found: dict[str, Any]) -> str:
         "",
         f"A study on a small base ({facts['layers']} layers of {facts['heads']} heads, trained on real clips): "
         f"relative L2 error of the output on {facts['held_out']} held-out clips at equal density. At equal error the "
-        f"searched patterns compute {less}. Choosing tiles in every call is better still on this model (`{best['word']}`: "
-        f"{best['error']:.3f} at {best['density']:.1%}), for its time in every call. None of this is about Wan2.1 1.3B or "
-        "14B. All tables, with the paper's ablations: "
+        f"searched patterns compute {less}. Choosing tiles in every call is better still on this model "
+        f"(`{best['word']}`: {best['error']:.3f} at {best['density']:.1%}), for its time in every call. None of it is "
+        "about Wan2.1 1.3B or 14B. All tables, with the paper's ablations: "
         "[docs/studies/head-patterns.md](docs/studies/head-patterns.md).",
     ]
     return "\n".join(lines)
