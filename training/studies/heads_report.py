@@ -151,7 +151,7 @@ def _patterns(budgets: Sequence[dict], stem: str) -> list[str]:
     lines = ["## What was chosen", "", "Share of (step, layer, head), without FP8:", ""]
     plain = _plain(budgets)
     words = sorted(
-        {w for r in plain for w in r["patterns"]}, key=lambda w: -sum(r["patterns"].get(w, 0) for r in plain)
+        {w for r in plain for w in r["patterns"]}, key=lambda w: (-sum(r["patterns"].get(w, 0) for r in plain), w)
     )
     lines += ["| pattern | " + " | ".join(f"{r['target']:.0%}" for r in plain) + " |", "|---|" + "---:|" * len(plain)]
     for word in words:
