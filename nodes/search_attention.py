@@ -18,21 +18,26 @@ from ..kernels.headsearch.gathered import Gathered
 from ..kernels.headsearch.search import HeadSearch
 from .around import DIFFUSION_MODEL, Around, Inputs, keep_compilers_out
 from .layout import sequence_layout
-from .model_call import BRANCHES, MIXED, REPLACED_ALIKE, replaced_alike, sample_branches
+from .model_call import MIXED, REPLACED_ALIKE, replaced_alike, sample_branches
 from .override import TAKEN, dense_reason
 
 KEY = "fpsattention_search"
+BRANCHES = (
+    "the sampler does not say which samples are of the negative prompt, so all counted as the prompt's while searching."
+)
 
 
 class Attention:
     """Sees every self-attention of a run. ``check`` is called before each and may raise; ``blocks`` are those that the
-    model computed, ``reasons`` why a call ran as the host has it."""
+    model computed, ``reasons`` why a call ran as the host has it, ``unknown_branches`` is True once a sampler did not
+    say which samples are of the negative prompt."""
 
     def __init__(self, check: Callable[[], None]):
         self.check = check
         self.grid: TokenGrid | None = None
         self.blocks = 0
         self.reasons: list[str] = []
+        self.unknown_branches = False
 
     def wants(self, sigma: float, layer: int) -> bool:
         """Return whether the self-attention of ``layer`` at ``sigma`` is for us."""
@@ -203,7 +208,7 @@ class _Call:
             work.decline(reason)
             return None
         if self.branches is None:
-            work.decline(BRANCHES.rstrip("."))
+            work.unknown_branches = True
         b, s, _ = q.shape
         branches = self.branches or (0,)
         out = work.attend(layer, self.sigma, [x.view(b, s, heads, -1) for x in (q, k, v)], branches)

@@ -17,6 +17,7 @@ from ..kernels.headsearch.candidates import distinct
 from ..kernels.headsearch.cost import Call, Costs, pattern_costs
 from ..kernels.headsearch.frontier import frontier
 from ..kernels.headsearch.gathered import Gathered, evidence_facts, evidence_steps, stripes
+from ..kernels.headsearch.rule import FULL
 from ..kernels.headsearch.search import HeadSearch, phase_bands, step_bands
 from ..kernels.pattern_text import family
 from ..kernels.patterns import Pattern
@@ -29,7 +30,7 @@ from .own_sampling import Job, OwnSampling
 from .profile_checks import check_backend, check_caches, check_conditioning, check_latent, known_grid
 from .profile_meter import Meter
 from .profile_model import model_shape, without_patch
-from .search_attention import Attention, Look, Seek
+from .search_attention import BRANCHES, Attention, Look, Seek
 from .search_effort import Effort, search_effort
 from .search_inputs import HeadSearchError, Wanted
 from .search_text import model_name
@@ -245,8 +246,25 @@ class _Work:
         missed = [i for i in np.flatnonzero(counts == 0).tolist() if i not in self.request.dense_layers]
         if missed:
             self._note(f"layers {', '.join(map(str, missed))} were not searched and stay full.")
+        self._check_finite(counts)
+        if seek.unknown_branches and self.wanted.branches == "separate":
+            self._note(BRANCHES)
         for reason in seek.reasons:
             self._note(f"part of the attention ran as the host has it while searching: {reason.rstrip('.')}.")
+
+    def _check_finite(self, counts: np.ndarray) -> None:
+        """Raise HeadSearchError if no error of a layer that was searched is a number, and note such layers."""
+        errors = self.seek.search.errors[..., FULL + 1 :]
+        finite = np.isfinite(errors).any((0, 1, 3, 4)) | (errors.shape[-1] == 0)
+        broken = np.flatnonzero((counts > 0) & ~finite).tolist()
+        if len(broken) == np.count_nonzero(counts):
+            raise HeadSearchError(
+                "the model's attention gives values that are no finite numbers, so no pattern can be chosen; check "
+                "that the model makes a video without this node, or load it in another precision."
+            )
+        if broken:
+            layers = ", ".join(map(str, broken))
+            self._note(f"layers {layers} gave values that are no finite numbers and stay full.")
 
     def _note(self, note: str) -> None:
         if note not in self.notes:

@@ -73,7 +73,7 @@ def size_problem(width: Any = None, height: Any = None, frames: Any = None) -> s
 def missing_problem(**values: Any) -> str | None:
     """Return the sentence for the first value that a link left out, None where every one is there."""
     name = next((name for name, value in values.items() if value is None), None)
-    return None if name is None else f"{name} is missing: what is linked to it gave nothing; write a number."
+    return None if name is None else f"{name} is missing: what is linked to it gave nothing; write a value."
 
 
 def token_grid(width: Any, height: Any, frames: Any, pixels: int = PIXELS_PER_TOKEN) -> TokenGrid:

@@ -125,6 +125,7 @@ SENTENCES = {
     "no tensor": "no single video latent",
     "no conditioning": "positive got int, which is no conditioning",
     "nothing linked": "positive is missing",
+    "no text": "name is missing: what is linked to it gave nothing; write a value",
     "empty prompt": "never called the model",
     "lists": "latent_image is a list of 2 beside one of 3",
     "list of seeds": "seed got 2 values",
@@ -173,6 +174,18 @@ def test_attention_that_another_node_took_over_stays_full_and_is_said(conduct):
     assert case["one"]["full"] == ["Full()", True, True, True]
     assert "layers 1 were not searched and stay full" in case["one"]["text"]
     assert case["all"]["text"].startswith("HeadSearchError: the model's self-attention stays dense")
+
+
+@pytest.mark.parametrize("change", ["ours", "mse", "budget", "look"])
+def test_values_that_are_no_numbers_are_refused(conduct, change):
+    case = conduct["values_that_are_no_numbers"]
+    assert case[change].startswith("HeadSearchError: the model's attention gives values that are no finite numbers")
+    assert case["written"] == []
+
+
+def test_a_block_whose_values_are_no_numbers_stays_full_and_is_said(conduct):
+    case = conduct["values_that_are_no_numbers"]
+    assert case["full"] and "layers 1 gave values that are no finite numbers and stay full." in case["text"]
 
 
 def test_where_it_cannot_run_nothing_is_sampled(conduct):

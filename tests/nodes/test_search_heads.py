@@ -125,6 +125,22 @@ def test_a_call_that_cannot_be_searched_runs_as_it_was_and_is_said(host):
     assert seek.search.choose()[0][0, 0, 0].tolist() == [0, 0]
 
 
+def test_unknown_branches_are_searched_all_the_same(host):
+    wan = host.WanModel(HEADS, LAYERS)
+    forward = wan.forward
+
+    def silent(x, timestep, context, clip_fea, concat, options, **kwargs):
+        options.pop("cond_or_uncond")
+        return forward(x, timestep, context, clip_fea, concat, options, **kwargs)
+
+    wan.forward = silent
+    model, seek = host.Patcher(wan), seeking(request(branches="separate"))
+    seek.install(model)
+    host.run(model, [0.9])
+    assert seek.unknown_branches and seek.reasons == []
+    assert seek.search.counts.sum((0, 2)).tolist() == [LAYERS, 0]
+
+
 @pytest.mark.parametrize("dense_layers", [frozenset(), frozenset({0, 2})])
 def test_the_effort_counts_what_is_computed(dense_layers):
     asked = request(budget=0.25, dense_layers=dense_layers)

@@ -142,6 +142,7 @@ def case_bad_input():
         "no tensor": {"latent_image": {}},
         "no conditioning": {"positive": 3},
         "nothing linked": {"positive": None},
+        "no text": {"name": None},
         "empty prompt": {"positive": []},
         "lists": {"positive_list": [conditioning(1)] * 3, "latent_image_list": [latent(), latent()]},
         "list of seeds": {"seed_list": [1, 2]},
@@ -220,6 +221,33 @@ def case_attention_of_another_node():
             found[name] = {"text": text, "full": [str(table.patterns[table.bands[0].chosen[0, 1, 0]]), *full]}
         except Exception as error:
             found[name] = {"text": f"{type(error).__name__}: {error}"}
+    return found
+
+
+def case_values_that_are_no_numbers():
+    """A model that is broken as a whole, whether heads are looked at before or not, and one with a broken block."""
+
+    def broken(executor, x, *args, **kwargs):
+        return executor(x * math.nan, *args, **kwargs)
+
+    def patch(args, extra):
+        extra["original_block"]({**args, "img": args["img"] * math.nan})
+        return {"img": args["img"]}
+
+    m, one, found = MODEL.clone(), MODEL.clone(), {}
+    m.add_wrapper_with_key("diffusion_model", "another pack", broken)
+    one.set_model_patch_replace(patch, "dit", "double_block", 1)
+    before = files()
+    for name, change in (
+        ("ours", {}),
+        ("mse", {"error": "mse"}),
+        ("budget", {"rule": "budget"}),
+        ("look", {"stripes": 10.0}),
+    ):
+        found[name] = _said(model=m, **change)
+    found["written"] = [name for name in files() if name not in before]
+    table, _, found["text"], _ = searched(model=one, **FEW)
+    found["full"] = all(str(table.patterns[i]) == "Full()" for band in table.bands for i in band.chosen[0, 1])
     return found
 
 
