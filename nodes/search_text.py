@@ -13,7 +13,7 @@ import torch
 from ..kernels.head_table import HeadTable, HeadTableError, write_head_table
 from .drawing import COLORS, MARGIN, WIDTH, image_tensor, page
 from .head_use import HeadUse
-from .heads import ENDING, FOLDER, table_image, table_text
+from .heads import ENDING, FOLDER, register_folder, save_folder, table_image, table_text
 from .profile_meter import spoken
 from .profile_plots import Axis, curves
 from .sentence import one_line
@@ -45,8 +45,11 @@ def save_table(table: HeadTable, name: str) -> Path:
     folder, base, counter, _, _ = folder_paths.get_save_image_path(
         f"{FOLDER}/{name}", folder_paths.get_output_directory()
     )
-    # Another process may have taken the number since.
-    while (path := Path(folder) / f"{base}_{counter:05}_{ENDING}").exists():
+    register_folder()
+    # Another process may have taken the number since; a table of that name elsewhere would be loaded in its place.
+    while (path := Path(folder) / f"{base}_{counter:05}_{ENDING}").exists() or folder_paths.get_full_path(
+        FOLDER, os.path.relpath(path, save_folder())
+    ):
         counter += 1
     return write_head_table(path, table)
 
@@ -54,15 +57,13 @@ def save_table(table: HeadTable, name: str) -> Path:
 def saved(found: Found, name: str) -> str:
     """Save the table of ``found`` and return the path as a person reads it; where that fails, a note says so and the
     table is not lost."""
-    import folder_paths
-
     try:
         path = save_table(found.table, name)
     except (HeadTableError, OSError) as error:
         found.notes.append(f"the table was not saved: {one_line(error)}")
         logger.warning("Search Head Patterns: %s", found.notes[-1])
         return ""
-    return os.path.relpath(path, os.path.join(folder_paths.get_output_directory(), FOLDER))
+    return os.path.relpath(path, save_folder())
 
 
 def search_text(found: Found, file_name: str, use: HeadUse) -> str:

@@ -176,6 +176,11 @@ def test_attention_that_another_node_took_over_stays_full_and_is_said(conduct):
     assert case["all"]["text"].startswith("HeadSearchError: the model's self-attention stays dense")
 
 
+def test_a_table_elsewhere_keeps_its_name(conduct):
+    case = conduct["a_table_of_that_name_elsewhere"]
+    assert case["written"] == ["moved_00002_.json"] and "moved_00002_.json in fpsattention" in case["text"]
+
+
 @pytest.mark.parametrize("change", ["ours", "mse", "budget", "look"])
 def test_values_that_are_no_numbers_are_refused(conduct, change):
     case = conduct["values_that_are_no_numbers"]

@@ -7,11 +7,14 @@ import importlib
 import logging
 import math
 import sys
+import tempfile
 import weakref
+from pathlib import Path
 
 import comfy.model_management
 import comfy.model_patcher
 import comfy.utils
+import folder_paths
 import torch
 from fps_common import conditioning, counting_override, run_cases, sample
 from fps_searched import MODEL, ROOT, RUN, SIZE, files, latent, searched
@@ -222,6 +225,20 @@ def case_attention_of_another_node():
         except Exception as error:
             found[name] = {"text": f"{type(error).__name__}: {error}"}
     return found
+
+
+def case_a_table_of_that_name_elsewhere():
+    """A table that was moved to another folder of the host's is not hidden by a new one, nor hides it."""
+    with tempfile.TemporaryDirectory() as folder:
+        moved = Path(folder) / "tests" / "moved_00001_.json"
+        moved.parent.mkdir()
+        moved.write_text("{}")
+        folder_paths.add_model_folder_path("fpsattention", folder, is_default=True)
+        try:
+            text = searched(name="tests/moved", **FEW)[2]
+        finally:
+            folder_paths.folder_names_and_paths["fpsattention"][0].remove(folder)
+    return {"text": text, "written": [name for name in files() if name.startswith("moved")]}
 
 
 def case_values_that_are_no_numbers():
