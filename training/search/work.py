@@ -96,7 +96,8 @@ def search_heads(args: argparse.Namespace, say: Callable[[str], None]) -> Iterat
         raise SearchError(f"--budget {budget} cannot be met: the cheapest candidate takes {least}; give more")
     say(f"{len(search.candidates)} candidates on {_words(grid, tiling)}; {_costs_say(costs)}")
     passes = _passes(args, budget)
-    runs = len(clips) * (1 + 2 * float(search.densities.sum()))
+    # Every candidate once, full attention among them, and the chosen output: at most as much as full.
+    runs = len(clips) * (float(search.densities.sum()) + (request.budget or 1.0))
     say(f"passes over {len(clips)} clips: {passes}; the attention of one takes about {runs:.0f} dense videos")
 
     state.key = settings_key(request, facts)
