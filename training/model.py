@@ -127,6 +127,17 @@ def keep_full_precision(model: WanTransformer3DModel) -> None:
 
 
 @functools.cache
+def for_inference(model: WanTransformer3DModel, dtype: str, device: torch.device) -> WanTransformer3DModel:
+    """Return the model ready to sample in ``dtype`` (fp32 or bf16) on ``device``, without gradients."""
+    keep_full_precision(model)
+    if dtype == "bf16":  # else autocast would cast the weights again in every step, which inference does not
+        for block in model.blocks:
+            for module in block.modules():
+                if isinstance(module, nn.Linear):
+                    module.to(torch.bfloat16)
+    return model.requires_grad_(False).to(device).eval()
+
+
 def _outside_autocast(kind: type[nn.Module]) -> type[nn.Module]:
     """Return the class whose forward computes in float32: a class, as copies of a model shall run their own weights."""
 

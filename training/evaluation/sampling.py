@@ -23,7 +23,7 @@ from ..attention import attention_state
 from ..files import fingerprint
 from ..flops import forward_flops
 from ..lora import LoraLinear, load_lora
-from ..model import WanTransformer3DModel, autocast, keep_full_precision, load_model, model_shape
+from ..model import WanTransformer3DModel, autocast, for_inference, load_model, model_shape
 from ..names import HEAD_DIM
 from ..sample import sample
 from ..sparse import latent_grid
@@ -152,13 +152,7 @@ def _load(file: ModelFile, settings: Settings, device: torch.device) -> WanTrans
     if file.lora is not None:
         load_lora(model, file.lora)
         merge_lora(model)
-    keep_full_precision(model)
-    if settings.dtype == "bf16":  # else autocast would cast the weights again in every step, which inference does not
-        for block in model.blocks:
-            for module in block.modules():
-                if isinstance(module, nn.Linear):
-                    module.to(torch.bfloat16)
-    return model.to(device).eval()
+    return for_inference(model, settings.dtype, device)
 
 
 @torch.no_grad()

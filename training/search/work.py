@@ -31,7 +31,7 @@ from ..distributed import World, pick_device
 from ..evaluation.request import EvaluationError, read_prompts, read_seeds, read_size, run_dtype
 from ..evaluation.texts import encode_prompts
 from ..files import fingerprint
-from ..model import WanTransformer3DModel, keep_full_precision, load_model
+from ..model import WanTransformer3DModel, for_inference, load_model
 from ..names import HEAD_DIM, read_shape
 from ..sparse import latent_grid
 from ..stopping import StopFlag
@@ -77,7 +77,7 @@ def search_heads(args: argparse.Namespace, say: Callable[[str], None]) -> Iterat
     if args.restart:
         state.remove()
     state.check()
-    model = _load(path, sampler.dtype, device)
+    model = for_inference(load_model(path), sampler.dtype, device)
 
     gathered = _gathered(args, model, sampler, clips, tiling)
     found = stripes(gathered, tiling, args.stripes) if gathered and args.stripes else []
@@ -288,17 +288,6 @@ def _run(model, search, sampler, batches, passes, state, began) -> None:
 
         with StopFlag().on_signals() as stop:
             run_passes(model, search, sampler, batches, passes=passes, state=state, tick=tick, stop=stop)
-
-
-def _load(path: Path, dtype: str, device: torch.device) -> WanTransformer3DModel:
-    model = load_model(path).requires_grad_(False)
-    keep_full_precision(model)
-    if dtype == "bf16":
-        for block in model.blocks:
-            for module in block.modules():
-                if isinstance(module, torch.nn.Linear):
-                    module.to(torch.bfloat16)
-    return model.to(device).eval()
 
 
 def _hash(path: Path) -> str:
