@@ -116,13 +116,15 @@ def _heads(table: HeadTable) -> Lines:
     means = [table.head_densities(tiling, band).mean() for band in range(len(table.bands))]
     per_band = ", ".join(f"{mean:.1%} to sigma {band.until:g}" for mean, band in zip(means, table.bands))
     counts = table.counts().most_common()
+    # A line that says "1 other" takes as much room as the one itself.
+    shown = MOST_PATTERNS if len(counts) > MOST_PATTERNS + 1 else len(counts)
     whole = sum(number for _, number in counts)
     lines = [
         ("heads", f"{table.layers} layers of {table.heads} heads, {branches}on {grid} tokens in tiles of {tile}"),
         ("", f"mean density there: {per_band}"),
-        *(("", f"{number / whole:6.1%}  {_cut(words)}") for words, number in counts[:MOST_PATTERNS]),
+        *(("", f"{number / whole:6.1%}  {_cut(words)}") for words, number in counts[:shown]),
     ]
-    if rest := counts[MOST_PATTERNS:]:
+    if rest := counts[shown:]:
         lines.append(("", f"{sum(number for _, number in rest) / whole:6.1%}  {len(rest)} other patterns"))
     return lines + ([("", f"found on {table.model}")] if table.model else [])
 
