@@ -14,27 +14,55 @@ from torch import Tensor
 from .formats import FloatFormat
 
 _EXPONENT_BITS = 0x7F800000
+_ROUNDER = 1.5 * 2.0**23
+# Numbers per thread that are rounded at once on a processor: what the passes hand on then stays in its cache.
+_BLOCK = 1 << 17
 
 
 def round_steps(u: Tensor, form: FloatFormat) -> Tensor:
-    """Return magnitudes ``u >= 0`` (float32, in steps) rounded to those of the format, at most ``top``; NaN stays."""
-    u = u.clamp(max=float(form.top))
-    # The power of two at or below u, from its bits: numbers in [2^e, 2^(e+1)) are spaced by 2^(e - mantissa).
-    power = (u.view(torch.int32) & _EXPONENT_BITS).view(torch.float32)
-    spacing = (power * 2.0**-form.mantissa).clamp_(min=1.0)
-    # NaN has an infinite power of two, and stays what it is.
-    return (u / spacing).round_().mul_(spacing).clamp_(max=float(form.top))
+    """Return ``u`` (float32, in steps) rounded to the format's values, at most ``top`` in magnitude; NaN stays, and
+    zero has no sign. ``u`` is overwritten."""
+    u = u.clamp_(-float(form.top) if form.signed else 0.0, float(form.top))
+    # A number of [2^23, 2^24) times a power of two has no bits below that power, so adding one rounds to its multiples.
+    if form.exponent < 2:
+        return u.add_(_ROUNDER).sub_(_ROUNDER)
+    # The power of two at or below |u|, from its bits: numbers in [2^e, 2^(e+1)) are spaced by 2^(e - mantissa), at
+    # least by one step. NaN has an infinite power of two, and stays what it is.
+    rounder = (u.view(torch.int32) & _EXPONENT_BITS).view(torch.float32)
+    rounder.mul_(_ROUNDER * 2.0**-form.mantissa).clamp_(min=_ROUNDER)
+    return u.add_(rounder).sub_(rounder)
 
 
 def fake_quantize(x: Tensor, form: FloatFormat, scale: Tensor, zero: Tensor | None = None) -> Tensor:
-    """Return ``x`` rounded to the format's values, in ``x``'s dtype. A scale of 0 gives the zero point (or 0)."""
-    steps = _signed_steps(x, form, scale, zero)
-    return _value(steps, scale, zero).to(x.dtype)
+    """Return ``x`` rounded to the format's values, in ``x``'s dtype, without a gradient. A scale of 0 gives the zero
+    point (or 0)."""
+    parts = _parts(x, scale, zero)
+    if len(parts) == 1:
+        return _fake_quantize(x, form, scale, zero)
+    return torch.cat([_fake_quantize(part[0], form, *part[1:]) for part in parts]).view(x.shape)
+
+
+def _fake_quantize(x: Tensor, form: FloatFormat, scale: Tensor, zero: Tensor | None) -> Tensor:
+    return _value(_rounded_steps(x, form, scale, zero), scale, zero).to(x.dtype)
+
+
+def _parts(x: Tensor, scale: Tensor, zero: Tensor | None) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """Return rows of ``x`` with their scales and zero points: as many as stay in a processor's cache, else all."""
+    most = _BLOCK * torch.get_num_threads()
+    if x.device.type != "cpu" or x.numel() <= most or scale.shape[-1:] != (1,):
+        return [(x, scale, zero)]
+    rows = max(1, most // x.shape[-1])
+    parts = x.reshape(-1, x.shape[-1]).split(rows)
+    scales, zeros = (
+        [None] * len(parts) if t is None else t.expand(*x.shape[:-1], 1).reshape(-1, 1).split(rows)
+        for t in (scale, zero)
+    )
+    return list(zip(parts, scales, zeros, strict=True))
 
 
 def encode(x: Tensor, form: FloatFormat, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     """Return the codes (uint8) of ``x``; NaN becomes 0, as no code says it, and zero has one code only."""
-    steps = _signed_steps(x, form, scale, zero).nan_to_num_(0.0)
+    steps = _rounded_steps(x, form, scale, zero).nan_to_num_(0.0)
     magnitude = steps.abs().to(torch.int32)
     # Ordered as magnitudes: p * 2^mantissa + m, with p from the place of the leading bit.
     _, exponent = torch.frexp(magnitude.float())
@@ -63,15 +91,13 @@ def decode(
     return _value(steps, scale, zero).to(dtype)
 
 
-def _signed_steps(x: Tensor, form: FloatFormat, scale: Tensor, zero: Tensor | None) -> Tensor:
-    x = x.float() if zero is None else x.float() - zero
+def _rounded_steps(x: Tensor, form: FloatFormat, scale: Tensor, zero: Tensor | None) -> Tensor:
     # Whatever is divided by nothing is multiplied by nothing again.
-    u = x / torch.where(scale == 0, 1.0, scale)
-    if form.signed:
-        return round_steps(u.abs(), form).copysign_(u)
-    return round_steps(u.clamp(min=0.0), form)
+    scale, x = torch.where(scale == 0, 1.0, scale), x.detach().float()
+    return round_steps(x / scale if zero is None else (x - zero).div_(scale), form)
 
 
 def _value(steps: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
-    value = steps * scale
-    return value if zero is None else value + zero
+    """Return the value of ``steps``, which are overwritten."""
+    value = steps.mul_(scale)
+    return value if zero is None else value.add_(zero)
