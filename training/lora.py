@@ -56,7 +56,7 @@ def add_lora(model: WanTransformer3DModel, section: LoraSection, seed: int) -> N
     """
     if any(True for _ in _adapted(model)):
         raise ValueError("the model has adapters already; add them once")
-    known = _linears(model)
+    known = linear_layers(model)
     found = {_target(original) for original in known if original.startswith("blocks.")}
     check_targets(section.targets, found)
     model.requires_grad_(False)
@@ -97,7 +97,7 @@ def lora_off(model: nn.Module) -> Iterator[None]:
 def lora_state(model: WanTransformer3DModel, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
     """Return the adapters under ComfyUI's names, on the CPU; every process takes part when they are sharded."""
     state: dict[str, torch.Tensor] = {}
-    for original, (_, layer) in _linears(model).items():
+    for original, (_, layer) in linear_layers(model).items():
         if isinstance(layer, LoraLinear):
             name = f"{PREFIX}{original}"
             state[f"{name}.lora_A.weight"] = _whole(layer.lora_A, dtype)
@@ -113,7 +113,7 @@ def load_lora(model: WanTransformer3DModel, path: str | Path) -> None:
     ranks; without them the model is frozen and adapted as the file says. Raises ModelError with one sentence.
     """
     found = _read(Path(path))
-    layers = {original: layer for original, (_, layer) in _linears(model).items()}
+    layers = {original: layer for original, (_, layer) in linear_layers(model).items()}
     for original, (first, second, _) in found.items():
         layer = layers.get(original)
         if layer is None:
@@ -178,7 +178,7 @@ def _read(path: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
     return found
 
 
-def _linears(model: WanTransformer3DModel) -> dict[str, tuple[str, nn.Linear]]:
+def linear_layers(model: WanTransformer3DModel) -> dict[str, tuple[str, nn.Linear]]:
     """Return {original name: (diffusers' name, layer)} of all linear layers, in the order of the published files."""
     shape = model_shape(model)
     place = {name: i for i, name in enumerate(shape.tensors())}
