@@ -14,12 +14,17 @@ COLORS = ("#3b6fb6", "#d1603d", "#4a9a62", "#8a63b0", "#b08a2e", "#666666")
 
 def figure(columns: int = 1, width: float = 7.0, height: float = 4.0):
     """Return a figure and its axes in a row."""
+    return panels(1, columns, width, height)
+
+
+def panels(rows: int, columns: int, width: float, height: float):
+    """Return a figure and its axes, row after row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     made = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
-    axes = made.subplots(1, columns, squeeze=False)[0]
+    axes = made.subplots(rows, columns, squeeze=False).ravel()
     for one in axes:
         one.grid(True, color=GRID, linewidth=0.6)
         one.set_axisbelow(True)
