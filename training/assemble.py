@@ -15,7 +15,7 @@ from .attention import attention_state
 from .config import ConfigError, RunConfig
 from .distributed import World
 from .fits import check_heads, check_table, check_teacher
-from .model import WanTransformer3DModel, build, keep_full_precision, model_shape, starting_model
+from .model import WanTransformer3DModel, announced, keep_full_precision, model_shape, starting_model
 from .parallel.shard import is_sharded, local_parameters, shard_model
 from .ramp import Ramp
 from .step import Training
@@ -72,8 +72,7 @@ def _announced(path: str) -> tuple[WanTransformer3DModel, Weights]:
     from .weights import open_weights
 
     weights = open_weights(path)
-    with torch.device("meta"):
-        return build(weights.shape).requires_grad_(True), weights
+    return announced(weights), weights
 
 
 def _place(config: RunConfig, model: WanTransformer3DModel, weights: Weights | None, device: torch.device) -> None:

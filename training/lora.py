@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .fits import check_targets
+from .linear import FrozenLinear, become
 from .model import WanTransformer3DModel, model_shape
 from .names import ModelError, original_names
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 PREFIX = "diffusion_model."
 
 
-class LoraLinear(nn.Linear):
+class LoraLinear(FrozenLinear):
     """A linear layer with an adapter; an existing layer becomes one by having its class set."""
 
     lora_scale = 1.0
@@ -35,10 +36,7 @@ class LoraLinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's output (..., out_features), with the adapter's share while it is on."""
-        if torch.is_autocast_enabled(x.device.type):
-            out = F.linear(x, self.weight, self.bias)
-        else:  # a frozen base may be narrower than what flows through it
-            out = F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        out = super().forward(x)
         if not self.lora_on:
             return out
         return out + F.linear(F.linear(x, self.lora_A), self.lora_B) * self.lora_scale
@@ -204,7 +202,7 @@ def _adapted(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
 
 def _adapt(layer: nn.Linear, rank: int, alpha: float) -> None:
     device = layer.weight.device
-    layer.__class__ = LoraLinear
+    become(layer, LoraLinear)
     layer.lora_A = nn.Parameter(torch.zeros(rank, layer.in_features, device=device))
     layer.lora_B = nn.Parameter(torch.zeros(layer.out_features, rank, device=device))
     layer.lora_scale = alpha / rank

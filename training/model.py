@@ -16,6 +16,7 @@ from .torchvision_guard import hide_broken_torchvision
 
 if TYPE_CHECKING:
     from .config import ModelSection
+    from .weights import Weights
 
 hide_broken_torchvision()
 try:
@@ -73,14 +74,25 @@ def load_model(path: str | Path) -> WanTransformer3DModel:
     """Return the model of a file or folder (ComfyUI's, original or diffusers' names) in float32.
 
     Weights are held in float32 whatever the file has: they are the optimizer's master weights. They are read tensor by
-    tensor. Raises ModelError with one sentence for what is not a trainable Wan.
+    tensor; of an MSFP file the packed layers quantize as it says (``quantized``). Raises ModelError with one sentence
+    for what is not a trainable Wan.
     """
     from .weights import load_into, open_weights
 
     weights = open_weights(path)
+    model = announced(weights)
+    load_into(model, weights)
+    return model
+
+
+def announced(weights: Weights) -> WanTransformer3DModel:
+    """Return the model of opened weights without their values, on 'meta'."""
+    from .quantized import quantize_layers
+
     with torch.device("meta"):
         model = build(weights.shape)
-    load_into(model, weights)
+    if weights.msfp is not None:
+        quantize_layers(model, weights.msfp)
     return model.requires_grad_(True)
 
 
@@ -126,7 +138,6 @@ def keep_full_precision(model: WanTransformer3DModel) -> None:
             module.__class__ = _outside_autocast(type(module))
 
 
-@functools.cache
 def for_inference(model: WanTransformer3DModel, dtype: str, device: torch.device) -> WanTransformer3DModel:
     """Return the model ready to sample in ``dtype`` (fp32 or bf16) on ``device``, without gradients."""
     keep_full_precision(model)
@@ -138,6 +149,7 @@ def for_inference(model: WanTransformer3DModel, dtype: str, device: torch.device
     return model.requires_grad_(False).to(device).eval()
 
 
+@functools.cache
 def _outside_autocast(kind: type[nn.Module]) -> type[nn.Module]:
     """Return the class whose forward computes in float32: a class, as copies of a model shall run their own weights."""
 

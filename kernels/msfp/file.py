@@ -64,24 +64,35 @@ class MsfpFile:
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield (original name, tensor) of everything that is not packed."""
-        with self._open() as file:
-            for name in self.plain:
-                yield name, file.get_tensor(PREFIX + name)
+        for name in self.plain:
+            yield name, self.tensor(name)
 
     def packed(self) -> Iterator[tuple[str, PackedWeight]]:
         """Yield (layer, weight) of the packed layers. Raises HeaderError for scales that are not finite."""
+        for name in self.layers:
+            yield name, self.weight(name)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return one tensor that is not packed, by original name."""
+        with self._open() as file:
+            return file.get_tensor(PREFIX + name).clone()
+
+    def weight(self, name: str) -> PackedWeight:
+        """Return the weight of one packed layer. Raises HeaderError for scales that are not finite."""
         from .weights import PackedWeight
 
+        layer = self.layers[name]
         with self._open() as file:
-            for name, layer in self.layers.items():
-                codes, scale = (file.get_tensor(f"{PREFIX}{name}.{part}") for part in ("codes", "scale"))
-                zero = None if layer.weight.form.signed else file.get_tensor(f"{PREFIX}{name}.zero")
-                for part in (scale, zero):
-                    if part is not None and not bool(part.isfinite().all()):
-                        raise HeaderError(
-                            f"{self.path.name}: the scales of {name} are not finite; quantize the model again."
-                        )
-                yield name, PackedWeight(codes, scale, zero, layer.weight, layer.columns)
+            codes = file.get_tensor(f"{PREFIX}{name}.codes").clone()
+        return PackedWeight(codes, *self.scales(name), layer.weight, layer.columns)
+
+    def scales(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return one packed layer's scales, and zero points or None. Raises HeaderError if they are not finite."""
+        with self._open() as file:
+            found = [file.get_tensor(f"{PREFIX}{name}.{part}").clone() for part in _parts(self.layers[name])[1:]]
+        if not all(bool(part.isfinite().all()) for part in found):
+            raise HeaderError(f"{self.path.name}: the scales of {name} are not finite; quantize the model again.")
+        return found[0], found[1] if len(found) > 1 else None
 
     def _open(self):
         from safetensors import safe_open

@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 
 # What wrappers of activation checkpointing and torch.compile add to a parameter's name.
 _WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.", "_fsdp_wrapped_module.")
+_ADAPTERS = (".lora_", ".talora_")
 
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the model's own parameters by diffusers' names, without wrappers' prefixes and without LoRA's."""
+    """Return the model's own parameters by diffusers' names, without wrappers' prefixes and without adapters'."""
     found = {}
     for name, parameter in model.named_parameters():
         for wrapper in _WRAPPERS:
             name = name.replace(wrapper, "")
-        if ".lora_" not in name:
+        if not any(part in f".{name}" for part in _ADAPTERS):
             found[name] = parameter
     return found
 

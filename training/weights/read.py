@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from ...kernels.msfp.file import MsfpFile, is_msfp
 from ..files import file_sha256
 from ..names import PREFIX, ModelError, WanShape, block_count, original_names, shape_of
 from .files import Files, Stored, find_files
+from .packed import PackedWeights
 from .scaled import split_scales
 
 _log = logging.getLogger(__name__)
@@ -48,6 +50,8 @@ _STRANGERS = (
 
 class Weights:
     """An opened Wan: its shape is known and every header is checked, but no weight is read yet."""
+
+    msfp: MsfpFile | None = None
 
     def __init__(self, files: Files) -> None:
         self.path, self.files, self.metadata = files.path, files.files, files.metadata
@@ -102,12 +106,16 @@ class Weights:
         return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def open_weights(path: str | Path) -> Weights:
-    """Return the opened weights of a file or folder: ComfyUI's, original or diffusers' names, one file or shards.
+def open_weights(path: str | Path) -> Weights | PackedWeights:
+    """Return the opened weights of a file or folder: ComfyUI's, original or diffusers' names, one file or shards, or
+    an MSFP file.
 
     Raises ModelError with one sentence for what is not a Wan that can be trained, or not complete.
     """
-    weights = Weights(find_files(path))
+    files = find_files(path)
+    if is_msfp(files.metadata):
+        return PackedWeights(files)
+    weights = Weights(files)
     if weights.scaled:
         _log.info("%s is a scaled FP8 file: its weights are multiplied by their scales", weights.path)
     elif any(dtype.startswith("F8") for dtype in weights.dtypes):
