@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,10 +86,17 @@ class MsfpFile:
             codes = file.get_tensor(f"{PREFIX}{name}.codes").clone()
         return PackedWeight(codes, *self.scales(name), layer.weight, layer.columns)
 
-    def scales(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return one packed layer's scales, and zero points or None. Raises HeaderError if they are not finite."""
-        with self._open() as file:
-            found = [file.get_tensor(f"{PREFIX}{name}.{part}").clone() for part in _parts(self.layers[name])[1:]]
+    def scales(
+        self, name: str, read: Callable[[str], torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return one packed layer's scales, and zero points or None. Raises HeaderError if they are not finite.
+
+        ``read`` gives a tensor by its name in the file, for who has it open already.
+        """
+        if read is None:
+            with self._open() as file:
+                return self.scales(name, lambda part: file.get_tensor(part).clone())
+        found = [read(f"{PREFIX}{name}.{part}") for part in _parts(self.layers[name])[1:]]
         if not all(bool(part.isfinite().all()) for part in found):
             raise HeaderError(f"{self.path.name}: the scales of {name} are not finite; quantize the model again.")
         return found[0], found[1] if len(found) > 1 else None
