@@ -11,12 +11,14 @@ from .check import FPSAttentionCheck
 from .heads import FPSAttentionLoadHeads, register_folder
 from .host import MINIMUM_HOST, host_version
 from .load import FPSAttentionLoadWan
+from .msfp_load import FPSAttentionLoadMsfp
 from .preview import FPSAttentionPreview
 from .profile import FPSAttentionProfile
 from .report import FPSAttentionReport
 from .routes import register_routes
 from .schedule import FPSAttentionSchedule
 from .search_heads import FPSAttentionSearchHeads
+from .timestep_lora import FPSAttentionTimestepLora
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +43,12 @@ class FPSAttentionExtension(ComfyExtension):
         """Return the node classes."""
         return [
             FPSAttentionLoadWan,
+            FPSAttentionLoadMsfp,
             FPSAttentionApply,
             FPSAttentionSchedule,
             FPSAttentionLoadHeads,
             FPSAttentionSearchHeads,
+            FPSAttentionTimestepLora,
             FPSAttentionReport,
             FPSAttentionPreview,
             FPSAttentionBenchmark,

@@ -11,6 +11,7 @@ from .report_image import report_image
 from .report_text import report_summary, report_text
 from .sentence import one_line
 from .settings import KEY, Patched, Settings
+from .timestep_lora_record import report_lines
 
 _NOT_PATCHED = (
     "This MODEL carries no FPSAttention patch, so every step ran the host's dense attention.\n"
@@ -62,9 +63,9 @@ class FPSAttentionReport(io.ComfyNode):
         diffusion_model_of(model)
         patched = model.get_attachment(KEY)
         hidden = cls.hidden
+        sources = upstream(hidden.prompt, hidden.unique_id, "latent") if hidden is not None else None
         if isinstance(patched, Patched):
             settings = patched.settings
-            sources = upstream(hidden.prompt, hidden.unique_id, "latent") if hidden is not None else None
             runs = patched.recorder.select(sources)
             names = node_names(hidden.prompt) if hidden is not None else {}
             text = report_text(settings, runs, names)
@@ -73,6 +74,8 @@ class FPSAttentionReport(io.ComfyNode):
         else:
             text = summary = _NOT_PATCHED
             image = report_image(Settings(preset("dense"), "nowhere: the model is not patched"), [], {})
+        loras = "".join(f"{line}\n" for line in report_lines(model, sources))
+        text, summary = text + loras, f"{summary}\n{loras}".strip()
         show_text(hidden.unique_id if hidden is not None else None, summary)
         shown = ui.PreviewImage(image, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
         return io.NodeOutput(latent, text, image, ui=shown)
