@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 BITS = (4, 6, 8)
-_NAME = re.compile(r"(u?)e(\d)m(\d)(fn)?")
+_NAME = re.compile(r"(u?)e([0-9])m([0-9])(fn)?")
 
 
 class FormatError(ValueError):

@@ -63,13 +63,13 @@ def _parts(x: Tensor, scale: Tensor, zero: Tensor | None) -> list[tuple[Tensor, 
 def encode(x: Tensor, form: FloatFormat, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     """Return the codes (uint8) of ``x``; NaN becomes 0, as no code says it, and zero has one code only."""
     steps = _rounded_steps(x, form, scale, zero).nan_to_num_(0.0)
-    magnitude = steps.abs().to(torch.int32)
+    magnitude = steps.abs()
     # Ordered as magnitudes: p * 2^mantissa + m, with p from the place of the leading bit.
-    _, exponent = torch.frexp(magnitude.float())
-    p = (exponent - form.mantissa).clamp(min=0)
-    subnormal = p == 0
-    m = torch.where(subnormal, magnitude, (magnitude >> (p - 1).clamp(min=0)) - (1 << form.mantissa))
-    code = (p << form.mantissa) + m
+    leading = (magnitude.view(torch.int32) >> 23) - 127
+    p = (leading - form.mantissa + 1).clamp_(min=0)
+    m = (magnitude / _power(p)).to(torch.int32)
+    # m still has the leading bit of a normal number, which counts as one in p.
+    code = ((p - 1).clamp_(min=0) << form.mantissa) + m
     if form.signed:
         code = code + ((steps < 0).int() << (form.bits - 1))
     return code.to(torch.uint8)
@@ -80,15 +80,16 @@ def decode(
 ) -> Tensor:
     """Return the values of codes (uint8), in ``dtype``."""
     code = codes.to(torch.int32)
-    negative = None
+    p, m = code >> form.mantissa & ((1 << form.exponent) - 1), code & ((1 << form.mantissa) - 1)
+    steps = torch.where(p > 0, m + (1 << form.mantissa), m).float().mul_(_power(p))
     if form.signed:
-        negative = code >> (form.bits - 1) != 0
-        code = code & ((1 << (form.bits - 1)) - 1)
-    p, m = code >> form.mantissa, code & ((1 << form.mantissa) - 1)
-    steps = torch.where(p == 0, m, (m + (1 << form.mantissa)) << (p - 1).clamp(min=0)).float()
-    if negative is not None:
-        steps = torch.where(negative, -steps, steps)
+        steps = torch.where(code >> (form.bits - 1) > 0, -steps, steps)
     return _value(steps, scale, zero).to(dtype)
+
+
+def _power(p: Tensor) -> Tensor:
+    """Return the spacing of the numbers with exponent field ``p``, in steps: 2^(p - 1), 1 for 0."""
+    return ((p.clamp(min=1) + 126) << 23).view(torch.float32)
 
 
 def _rounded_steps(x: Tensor, form: FloatFormat, scale: Tensor, zero: Tensor | None) -> Tensor:
