@@ -7,7 +7,7 @@ arXiv 2505.21591, section 3): an input that is hardly negative wastes half the c
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from .formats import FloatFormat, FormatError
 from .rounding import fake_quantize
 
 STATIC, DYNAMIC = "static", "dynamic"
+# Scales and products with them stay numbers in float32.
+SMALLEST, LARGEST = 1e-30, 1e30
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class InputQuantizer:
     def __post_init__(self) -> None:
         if self.mode not in (STATIC, DYNAMIC):
             raise FormatError(f"an input's mode is {str(self.mode)[:40]!r}; it is '{STATIC}' or '{DYNAMIC}'")
-        for name, value, fits in (("maxval", self.maxval, self.maxval > 0), ("zero", self.zero, True)):
-            if not (math.isfinite(value) and fits):
-                raise FormatError(f"an input's {name} is {value:g}; it must be a finite number, and maxval positive")
+        for name, value, least in (("maxval", self.maxval, SMALLEST), ("zero", self.zero, -LARGEST)):
+            if not least <= value <= LARGEST:
+                raise FormatError(f"an input's {name} is {value:g}; it must be a number of {least:g} to {LARGEST:g}")
         if self.zero and (self.form.signed or self.mode == DYNAMIC):
             raise FormatError(
                 f"an input has the zero point {self.zero:g}, which only static unsigned formats have, not "
@@ -83,7 +85,7 @@ class InputQuantizer:
             raise FormatError(f"an input quantizer has {min(unknown)!r}, which this version does not know")
         numbers = {key: values.get(key, default) for key, default in (("maxval", None), ("zero", 0.0))}
         for key, value in numbers.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > sys.float_info.max:
                 raise FormatError(f"an input's {key} is {str(value)[:40]!r}, not a number")
         form, mode = FloatFormat.parse(values.get("format")), values.get("mode")
         if not form.signed and mode == STATIC and "zero" not in values:
