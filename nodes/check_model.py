@@ -8,6 +8,7 @@ from typing import Any
 from .check_environment import Report
 from .layout import is_wan
 from .model_facts import model_facts
+from .msfp_facts import msfp_facts
 from .patch import INNER
 from .settings import KEY, Patched
 
@@ -25,6 +26,8 @@ def describe_model(report: Report, model: Any) -> None:
         report.do("The connected model is not a Wan model: FPSAttention does nothing to it.")
     else:
         report.add("shape", lambda: _shape(model))
+        if (quantized := msfp_facts(model)) is not None:
+            report.add("weights", lambda: quantized.line)
         report.add("file", lambda: _file(report, model))
         report.add("patched", lambda: _patched(report, model))
     report.add("hooks", lambda: hooks(model) or "none of other nodes")

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from ..kernels.checkpoint import Header, HeaderError, read_metadata
+from ..kernels.msfp.file import is_msfp
 from ..kernels.presets import preset
+from ..kernels.schedule import Schedule
 from ._api import CATEGORY, FpsSchedule, io, show_text, ui
 from .patch import apply_patch
 from .sentence import one_line, written
@@ -105,19 +107,19 @@ class FPSAttentionLoadWan(io.ComfyNode):
             raise HeaderError(
                 one_line(f"{model_name} cannot be loaded ({error}); download it again, or give it a plain name.")
             ) from None
-        if header is None:
-            schedule = preset("dense")
-            text = (
-                f"# {one_line(model_name)} carries no FPSAttention schedule, so attention stays dense.\n"
-                + schedule.format()
-            )
-            logger.info("%s carries no FPSAttention schedule: attention stays dense.", one_line(model_name))
-        else:
-            schedule = header.schedule
-            model = apply_patch(model, choose_settings(header, None, "auto"))
-            text = describe(model_name, header)
+        model, schedule, text = patched_by(model, model_name, header)
         show_text(cls.hidden.unique_id if cls.hidden is not None else None, text)
         return io.NodeOutput(model, schedule, text, ui=ui.PreviewText(text))
+
+
+def patched_by(model: Any, model_name: str, header: Header | None) -> tuple[Any, Schedule, str]:
+    """Return model, schedule and text for a file with ``header``: patched by it, or dense without one."""
+    if header is not None:
+        return apply_patch(model, choose_settings(header, None, "auto")), header.schedule, describe(model_name, header)
+    schedule = preset("dense")
+    logger.info("%s carries no FPSAttention schedule: attention stays dense.", one_line(model_name))
+    said = f"# {one_line(model_name)} carries no FPSAttention schedule, so attention stays dense.\n"
+    return model, schedule, said + schedule.format()
 
 
 def weight_options(weight_dtype: Any) -> dict[str, Any]:
@@ -133,12 +135,8 @@ def weight_options(weight_dtype: Any) -> dict[str, Any]:
     return dict(WEIGHT_DTYPES[weight_dtype])
 
 
-def inspect_file(model_name: Any) -> tuple[str, Header | None]:
-    """Return path and FPSAttention header (None if it carries none) of a file that is a Wan diffusion model.
-
-    Raises HeaderError with one sentence if it has no name, is missing, not safetensors, truncated, not Wan, or its
-    header is damaged or newer.
-    """
+def file_path(model_name: Any) -> str:
+    """Return where the file of that name lies in models/diffusion_models; raises HeaderError with one sentence."""
     import folder_paths
 
     if not isinstance(model_name, str) or not model_name:
@@ -147,13 +145,25 @@ def inspect_file(model_name: Any) -> tuple[str, Header | None]:
     if path is None:
         sentence = f"{model_name} is not in models/{FOLDER}; choose another file, or refresh the list."
         raise HeaderError(one_line(sentence))
+    return path
+
+
+def inspect_file(model_name: Any) -> tuple[str, Header | None]:
+    """Return path and FPSAttention header (None if it carries none) of a file that is a Wan diffusion model.
+
+    Raises HeaderError with one sentence if it has no name, is missing, not safetensors, truncated, not Wan, or its
+    header is damaged or newer.
+    """
+    path = file_path(model_name)
     try:
         metadata, tensors = read_metadata(path)
+        if is_msfp(metadata):
+            raise HeaderError(f"{model_name} is an MSFP model, whose weights are packed; load it with Load MSFP Wan.")
         if not all(any(name.endswith(wanted) for name in tensors) for wanted in _WAN_TENSORS):
             raise HeaderError(f"{model_name} is not a Wan diffusion model; load it with the loader of its own kind.")
         return path, Header.from_metadata(metadata)
     except HeaderError as error:
-        raise HeaderError(_naming(model_name, str(error))) from None
+        raise HeaderError(naming(model_name, str(error))) from None
 
 
 def describe(model_name: str, header: Header) -> str:
@@ -168,5 +178,6 @@ def describe(model_name: str, header: Header) -> str:
     return "\n".join(lines) + "\n" + header.schedule.format()
 
 
-def _naming(model_name: str, sentence: str) -> str:
+def naming(model_name: str, sentence: str) -> str:
+    """Return ``sentence`` on one line, with the file's name in it."""
     return one_line(sentence if model_name in sentence else f"{model_name}: {sentence}")

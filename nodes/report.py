@@ -7,6 +7,7 @@ from typing import Any
 from ..kernels.presets import preset
 from ._api import CATEGORY, io, show_text, ui
 from .model_input import diffusion_model_of
+from .msfp_facts import msfp_facts
 from .report_image import report_image
 from .report_text import report_summary, report_text
 from .sentence import one_line
@@ -74,8 +75,9 @@ class FPSAttentionReport(io.ComfyNode):
         else:
             text = summary = _NOT_PATCHED
             image = report_image(Settings(preset("dense"), "nowhere: the model is not patched"), [], {})
-        loras = "".join(f"{line}\n" for line in report_lines(model, sources))
-        text, summary = text + loras, f"{summary}\n{loras}".strip()
+        quantized, loras = msfp_facts(model), "".join(f"{line}\n" for line in report_lines(model, sources))
+        weights = f"{quantized.line}\n" if quantized is not None else ""
+        text, summary = weights + text + loras, f"{weights}{summary}\n{loras}".strip()
         show_text(hidden.unique_id if hidden is not None else None, summary)
         shown = ui.PreviewImage(image, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
         return io.NodeOutput(latent, text, image, ui=shown)
