@@ -3,6 +3,7 @@
 # make study-base   fetches the study's clips and trains the small base that its arms share (25 minutes on a core)
 # make study  the fidelity study: results, report and plots (ARGS="--budget 3600" stops in time, the next call goes on)
 # make study-heads  the study of head patterns on that base (40 minutes on a core), also stopped and gone on with
+# make study-msfp   the study of 4-bit floating point on that base (TIMEHERE on a core), also stopped and gone on with
 # make gpu-smoke   on a machine with a CUDA card, run this first: every kernel once, checked, in three minutes
 # make gpu    what needs a CUDA card: benchmark, tests, head tables, whole step, training step, sanitizer
 #             (BUDGET=seconds, PARTS=bench,tests,heads,train,...)
@@ -27,7 +28,7 @@ RESULTS ?=
 STANDIN ?=
 SUITE  := --budget $(BUDGET) $(if $(PARTS),--parts $(PARTS)) $(if $(RESULTS),--results $(RESULTS)) $(if $(STANDIN),--standin)
 
-.PHONY: demo study-base study study-heads test lint gpu gpu-smoke wheels embedded clean
+.PHONY: demo study-base study study-heads study-msfp test lint gpu gpu-smoke wheels embedded clean
 
 demo: $(VENV)/.trainer
 	$(RUN) -m training.demo $(if $(CLIP),--clip $(CLIP)) $(ARGS)
@@ -41,6 +42,9 @@ study: $(VENV)/.trainer
 
 study-heads: $(VENV)/.trainer
 	$(RUN) -m training.studies heads $(ARGS)
+
+study-msfp: $(VENV)/.trainer
+	$(RUN) -m training.studies msfp $(ARGS)
 
 test: $(VENV)/.tests
 	$(RUN) -m ruff check .

@@ -41,6 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code(work)
 
 
+def quantize_arguments(*arguments: str) -> argparse.Namespace:
+    """Return the settings that a command line means, for callers from Python."""
+    return _parser().parse_args(arguments)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training.quantize",

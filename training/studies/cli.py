@@ -1,4 +1,4 @@
-"""The studies' command line: clips, run, report, heads."""
+"""The studies' command line: clips, run, report, heads, msfp."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0 done, 2 bad input (one sentence), 75 time is over, call again."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    commands = {"clips": _clips, "run": _run, "report": _report, "heads": _heads}
+    commands = {"clips": _clips, "run": _run, "report": _report, "heads": _heads, "msfp": _msfp}
     return exit_code(lambda: commands[args.command](args))
 
 
@@ -70,6 +70,18 @@ def _heads(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _msfp(args: argparse.Namespace) -> int:
+    from .msfp_report import write_msfp_report
+    from .msfp_run import run_msfp_study
+
+    results = args.results / f"msfp-{args.size}.json"
+    if not run_msfp_study(SIZES[args.size], args.budget, args.base, args.cache, results):
+        return EXIT_MORE
+    for path in write_msfp_report(results, args.out, args.size, PACK / "README.md"):
+        print(path)
+    return EXIT_OK
+
+
 def _parts(text: str) -> tuple[str, ...]:
     parts = tuple(part.strip() for part in text.split(",") if part.strip())
     unknown = [part for part in parts if part not in PARTS]
@@ -93,10 +105,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=("clips", "run", "report", "heads"),
+        choices=("clips", "run", "report", "heads", "msfp"),
         default="run",
         help="clips: fetch them; run: do what is missing and write results and report; report: write it again; "
-        "heads: the study of head patterns, with its report",
+        "heads, msfp: the study of head patterns, of 4-bit floating point, with its report",
     )
     parser.add_argument("--size", choices=tuple(SIZES), default="cpu", help="h200: 80 M parameters, for a card")
     parser.add_argument("--parts", type=_parts, default=PARTS, metavar="A,B", help=f"of {', '.join(PARTS)}")

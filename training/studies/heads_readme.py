@@ -7,7 +7,7 @@ from typing import Any
 
 from ..config import ConfigError
 
-BEGIN, END = "<!-- head patterns: begin -->", "<!-- head patterns: end -->"
+NAME = "head patterns"
 
 
 def readme_block(found: dict[str, Any]) -> str:
@@ -41,9 +41,20 @@ def readme_block(found: dict[str, Any]) -> str:
 
 def update_readme(path: Path, found: dict[str, Any]) -> Path:
     """Replace what stands between the markers; raises ConfigError if they are not there."""
-    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ConfigError(f"{path.name} has no lines '{BEGIN}' and '{END}'; add them where the figures belong")
-    path.write_text(f"{before}{BEGIN}\n{readme_block(found)}\n{END}{after}", encoding="utf-8")
+    return replace_block(path, NAME, readme_block(found))
+
+
+def replace_block(path: Path, name: str, block: str) -> Path:
+    """Replace what stands between a file's lines ``<!-- name: begin -->`` and ``end``; ConfigError without them."""
+    begin, end = markers(name)
+    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, ended, after = rest.partition(end)
+    if not found or not ended:
+        raise ConfigError(f"{path.name} has no lines '{begin}' and '{end}'; add them where the figures belong")
+    path.write_text(f"{before}{begin}\n{block}\n{end}{after}", encoding="utf-8")
     return path
+
+
+def markers(name: str) -> tuple[str, str]:
+    """Return the lines around a generated block."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
