@@ -199,6 +199,8 @@ def read_metadata(path: str | Path) -> tuple[dict[str, str], dict[str, tuple[str
         entries = json.loads(text)
         metadata = entries.pop("__metadata__", {})
         tensors = {name: (str(e["dtype"]), tuple(e["shape"])) for name, e in entries.items()}
+        if not all(type(n) is int and n >= 0 for _, shape in tensors.values() for n in shape):
+            raise ValueError
         end = max((int(e["data_offsets"][1]) for e in entries.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError):
         raise HeaderError(f"the header of {path.name} is damaged; download the file again.") from None

@@ -10,8 +10,8 @@ names of the layers; the header has the table, from sigma 1 down, as a schedule'
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -84,7 +84,7 @@ class RouteTable:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise ValueError
     return float(value)
 
@@ -104,15 +104,19 @@ class TimestepLora:
     """Fingerprint of the quantized model that it was trained on, '' for a full-precision one."""
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-        """Yield (layer, A, B). Raises HeaderError for values that are not finite."""
-        from safetensors import safe_open
+        """Yield (layer, A, B). Raises HeaderError for values that are not finite, and for a damaged file."""
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(self.path, "pt") as file:
-            for layer in self.layers:
-                first, second = (file.get_tensor(f"{layer}.talora_{part}") for part in "AB")
-                if not (bool(first.isfinite().all()) and bool(second.isfinite().all())):
-                    raise HeaderError(f"{self.path.name}: the LoRA of {layer} is not finite; export it again.")
-                yield layer, first, second
+        try:
+            with safe_open(self.path, "pt") as file:
+                for layer in self.layers:
+                    first, second = (file.get_tensor(f"{layer}.talora_{part}") for part in "AB")
+                    if not (bool(first.isfinite().all()) and bool(second.isfinite().all())):
+                        raise HeaderError(f"{self.path.name}: the LoRA of {layer} is not finite; export it again.")
+                    yield layer, first, second
+        except (OSError, SafetensorError) as error:
+            reason = " ".join(str(error)[:200].split())
+            raise HeaderError(f"{self.path.name} cannot be read ({reason}); copy or export it again.") from None
 
     def misfit(self, linears: Mapping[str, tuple[int, int]]) -> str | None:
         """Return why this is not for a model with these linear layers (in, out), None if it fits."""
@@ -140,19 +144,20 @@ def read_timestep_lora(path: str | Path) -> TimestepLora:
     try:
         return _checked(path, metadata, tensors)
     except HeaderError as error:
-        raise HeaderError(f"{path.name}: {str(error).rstrip('.')}.") from None
+        # Whatever a name in the file holds, this stays one sentence.
+        raise HeaderError(f"{path.name}: {' '.join(str(error)[:400].split()).rstrip('.')}.") from None
 
 
 def _checked(path: Path, metadata: dict[str, str], tensors: dict[str, tuple[str, tuple[int, ...]]]) -> TimestepLora:
     version = metadata.get(KEY + "version", "")
-    if not version.isdigit() or int(version) < 1:
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", version):
         raise HeaderError(f"its header says version {version[:40]!r}; it is damaged, export the LoRA again")
     if int(version) > VERSION:
         raise HeaderError(f"its header is v{version}, this version reads up to v{VERSION}; update the node pack")
     table = RouteTable.from_json(metadata.get(KEY + "table", ""))
     try:
         scale = _number(json.loads(metadata.get(KEY + "scale", "")))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise HeaderError("its scale is not a number; export the LoRA again") from None
     parts: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, (kind, shape) in tensors.items():

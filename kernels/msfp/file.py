@@ -13,8 +13,10 @@ input quantizer:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,12 +65,13 @@ class MsfpFile:
         return {**{name: shape for name, (_, shape) in self.plain.items()}, **packed}
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield (original name, tensor) of everything that is not packed."""
+        """Yield (original name, tensor) of everything that is not packed. Raises HeaderError for a damaged file."""
         for name in self.plain:
             yield name, self.tensor(name)
 
     def packed(self) -> Iterator[tuple[str, PackedWeight]]:
-        """Yield (layer, weight) of the packed layers. Raises HeaderError for scales that are not finite."""
+        """Yield (layer, weight) of the packed layers. Raises HeaderError for scales that are not finite, and for a
+        damaged file."""
         for name in self.layers:
             yield name, self.weight(name)
 
@@ -101,10 +104,16 @@ class MsfpFile:
             raise HeaderError(f"{self.path.name}: the scales of {name} are not finite; quantize the model again.")
         return found[0], found[1] if len(found) > 1 else None
 
-    def _open(self):
-        from safetensors import safe_open
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[Any]:
+        from safetensors import SafetensorError, safe_open
 
-        return safe_open(self.path, "pt")
+        try:
+            with safe_open(self.path, "pt") as file:
+                yield file
+        except (OSError, SafetensorError) as error:
+            reason = " ".join(str(error)[:200].split())
+            raise HeaderError(f"{self.path.name} cannot be read ({reason}); copy or make it again.") from None
 
 
 def is_msfp(metadata: Mapping[str, str]) -> bool:
@@ -127,12 +136,13 @@ def read_msfp(path: str | Path) -> MsfpFile:
     try:
         return _checked(path, metadata, tensors)
     except (HeaderError, FormatError) as error:
-        raise HeaderError(f"{path.name}: {str(error).rstrip('.')}.") from None
+        # Whatever a name in the file holds, this stays one sentence.
+        raise HeaderError(f"{path.name}: {' '.join(str(error)[:400].split()).rstrip('.')}.") from None
 
 
 def _checked(path: Path, metadata: dict[str, str], tensors: dict[str, tuple[str, tuple[int, ...]]]) -> MsfpFile:
     version = metadata.get(KEY + "version", "")
-    if not version.isdigit() or int(version) < 1:
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", version):
         raise HeaderError(f"its MSFP header says version {version[:40]!r}; it is damaged, quantize the model again")
     if int(version) > VERSION:
         raise HeaderError(f"its MSFP header is v{version}, this version reads up to v{VERSION}; update the node pack")
