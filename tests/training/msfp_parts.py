@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from fpsattention.kernels.checkpoint import Header
 from fpsattention.kernels.msfp.file import PackedLayer, fingerprint_of, write_msfp
 from fpsattention.kernels.msfp.formats import FloatFormat
 from fpsattention.kernels.msfp.inputs import InputQuantizer
@@ -52,19 +53,22 @@ def write(path: Path, shape: WanShape = SHAPE, seed: int = 0) -> Path:
     return write_state(path, small_state(shape, seed))
 
 
-def write_state(path: Path, state: dict[str, torch.Tensor], outside: tuple[str, ...] = ()) -> Path:
+def write_state(
+    path: Path, state: dict[str, torch.Tensor], outside: tuple[str, ...] = (), header: Header | None = None
+) -> Path:
     """Write a model's tensors with ``LAYERS`` of every block packed, and the layers ``outside`` the blocks."""
     packed, kinds = {}, {}
     for name, tensor in state.items():
         layer = name.removesuffix(".weight")
         if name.endswith(".weight") and (layer in outside or layer.split(".", 2)[-1] in LAYERS):
             kinds[layer] = layer_of(layer, tensor.shape[1])
-            packed[layer] = quantize(tensor, kinds[layer].weight)
+            packed[layer] = quantize(tensor.float(), kinds[layer].weight)
     plain = {name: tensor for name, tensor in state.items() if name.removesuffix(".weight") not in packed}
     write_msfp(
         path, kinds, {name: weight.shape[0] for name, weight in packed.items()},
         {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in plain.items()},
         [*plain.items(), *packed.items()], scale_dtype=torch.float32,
         fingerprint=fingerprint_of(kinds, {name: weight.scale for name, weight in packed.items()}),
+        header=header,
     )  # fmt: skip
     return path
