@@ -14,9 +14,11 @@ import torch
 from .attention import attention_state
 from .config import ConfigError, RunConfig
 from .distributed import World
-from .fits import check_heads, check_table, check_teacher
+from .fits import check_heads, check_quantized, check_table, check_teacher
+from .loss_weight import DenoisingFactor
 from .model import WanTransformer3DModel, announced, keep_full_precision, model_shape, starting_model
 from .parallel.shard import is_sharded, local_parameters, shard_model
+from .quantized import is_quantized, train_quantized
 from .ramp import Ramp
 from .step import Training
 
@@ -48,13 +50,21 @@ def assemble(
     check_table(config.attention.table, model_shape(model))
     model.train()
     keep_full_precision(model)
+    if is_quantized(model):
+        check_quantized(config)
     teacher, teacher_weights = _teacher_model(config, model, weights)
     if config.lora is not None:
         from .lora import add_lora
 
         add_lora(model, config.lora, config.seed)
-        if config.dtype == "bf16":
-            halve_frozen(model)
+    elif config.talora is not None:
+        from .talora import add_talora
+
+        add_talora(model, config.talora, config.flow.resolved(), config.seed)
+    else:
+        train_quantized(model)
+    if config.adapters is not None and config.dtype == "bf16":
+        halve_frozen(model)
     if config.fp8_linears is not None:
         from .fp8_linears import use_fp8_linears
 
@@ -83,13 +93,22 @@ def _place(config: RunConfig, model: WanTransformer3DModel, weights: Weights | N
 
         model.to_empty(device=home)
         load_into(model, weights)
-        if any(parameter.requires_grad for parameter in model.parameters()) and config.lora is not None:
-            from .lora import init_lora
-
-            init_lora(model, config.seed)
+        if any(parameter.requires_grad for parameter in model.parameters()):
+            _init_adapters(config, model)
     elif not is_sharded(model):
         model.to(home)
     model.rope.to(device)
+
+
+def _init_adapters(config: RunConfig, model: WanTransformer3DModel) -> None:
+    if config.lora is not None:
+        from .lora import init_lora
+
+        init_lora(model, config.seed)
+    elif config.talora is not None:
+        from .talora import init_talora
+
+        init_talora(model, config.flow.resolved(), config.seed)
 
 
 def check_spread(config: RunConfig, world: World) -> None:
@@ -120,12 +139,13 @@ def _run(
         world=world,
         device=device,
         model=model,
-        optimizer=make_optimizer(config.optim, model),
+        optimizer=make_optimizer(config.optim, model, 1.0 if config.talora is None else config.talora.router_lr),
         attention=config.attention.resolved(),
         ramp=Ramp(ramp.steps, ramp.stages, ramp.fp8_after),
         ema=Ema(model, config.ema.decay) if config.ema is not None else None,
         plateau=Plateau(config.optim) if config.optim.decay == "plateau" else None,
         teacher=_teacher(config, model, teacher),
+        loss_weight=DenoisingFactor(config.flow.resolved()) if config.loss.weighting != "none" else None,
         empty_text=empty_text,
     )
 
@@ -134,7 +154,7 @@ def _teacher_model(
     config: RunConfig, model: WanTransformer3DModel, weights: Weights | None
 ) -> tuple[WanTransformer3DModel | None, Weights | None]:
     """Return the frozen teacher where one is kept beside the trained model, and the file that fills it."""
-    if not config.loss.teacher or (config.lora is not None and config.loss.teacher_path is None):
+    if not config.loss.teacher or (config.adapters is not None and config.loss.teacher_path is None):
         return None, None
     if config.loss.teacher_path is not None:
         teacher, weights = _announced(config.loss.teacher_path)
@@ -159,9 +179,11 @@ def _teacher(config: RunConfig, model: WanTransformer3DModel, teacher: WanTransf
 
     if teacher is not None:
         return Teacher(teacher, config.dtype)
-    from .lora import lora_off
-
-    return Teacher(model, config.dtype, lambda: lora_off(model))
+    if config.talora is not None:
+        from .talora import talora_off as off
+    else:
+        from .lora import lora_off as off
+    return Teacher(model, config.dtype, lambda: off(model))
 
 
 def halve_frozen(model: WanTransformer3DModel) -> None:

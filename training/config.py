@@ -210,6 +210,8 @@ class LossSection(Section):
     """Weight of the teacher's velocity; the rest is flow matching."""
     teacher_path: Place | None = None
     """The teacher's file; None: the model as it was at the start (with LoRA: the model without it)."""
+    weighting: Literal["none", "denoising-factor"] = "none"
+    """denoising-factor: a sample weighs as much as its error enters the sampler's next state, 1 on average."""
 
     @model_validator(mode="after")
     def _consistent(self) -> LossSection:
@@ -244,6 +246,37 @@ class LoraSection(Section):
         "ffn.2",
     )
     """Original names of a block's linear layers."""
+
+
+class TaloraSection(Section):
+    """A hub of low-rank adapters per layer and one router on the timestep (TALoRA); the exported file is the hub."""
+
+    hub: Annotated[int, Field(ge=1, le=16)] = 4
+    """LoRAs to choose from; 1 is a single LoRA beside the layer."""
+    rank: Positive = 32
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """Scale of the update times rank; None: equal to rank."""
+    router_width: Annotated[int, Field(ge=4, le=4096)] = 64
+    router_lr: Annotated[float, Field(ge=0, le=1000)] = 1.0
+    """The router's learning rate over optim.lr; 0 keeps the even split that it starts from."""
+    targets: Annotated[tuple[str, ...], BeforeValidator(as_tuple), Field(min_length=1)] = (
+        "self_attn.q",
+        "self_attn.k",
+        "self_attn.v",
+        "self_attn.o",
+        "cross_attn.q",
+        "cross_attn.k",
+        "cross_attn.v",
+        "cross_attn.o",
+        "ffn.0",
+        "ffn.2",
+    )
+    """Original names of a block's linear layers."""
+
+    @property
+    def scale(self) -> float:
+        """What a LoRA's output is multiplied by."""
+        return (self.alpha if self.alpha is not None else self.rank) / self.rank
 
 
 class Fp8LinearsSection(Section):
@@ -336,6 +369,7 @@ class RunConfig(Section):
     loss: LossSection = LossSection()
     ramp: RampSection = RampSection()
     lora: LoraSection | None = None
+    talora: TaloraSection | None = None
     fp8_linears: Fp8LinearsSection | None = None
     parallel: ParallelSection = ParallelSection()
     preview: PreviewSection | None = None
@@ -348,13 +382,19 @@ class RunConfig(Section):
     def _consistent(self, info: ValidationInfo) -> RunConfig:
         if self.attention.table is None and self.attention.parsed().uses_heads:
             self.attention._table = _given(info) or _carried(self.model)
-        if self.lora is not None and self.fp8_linears is not None:
-            raise ValueError("lora and fp8_linears exclude each other; remove one of the two sections")
+        one = [name for name in ("lora", "talora", "fp8_linears") if getattr(self, name) is not None]
+        if len(one) > 1:
+            raise ValueError(f"{one[0]} and {one[1]} exclude each other; remove one of the two sections")
         if self.optim.decay == "plateau" and not self.validation.every:
             raise ValueError("optim.decay is 'plateau' but validation.every is 0; measure every so many steps")
-        if self.lora is not None and self.output.dtype == "fp8":
+        if self.adapters is not None and self.output.dtype == "fp8":
             raise ValueError("output.dtype is 'fp8' but a LoRA is exported in bf16 or fp32; set one of these")
         return self
+
+    @property
+    def adapters(self) -> LoraSection | TaloraSection | None:
+        """What is trained beside a frozen model, None where the model itself is."""
+        return self.lora if self.lora is not None else self.talora
 
 
 def _given(info: ValidationInfo) -> HeadTable | None:

@@ -149,7 +149,7 @@ def _work(config: RunConfig, shape: WanShape, grid: TokenGrid, density: float) -
 def _disk(config: RunConfig, shape: WanShape, grid: TokenGrid, samples: int, copied: int) -> list[str]:
     """Return what a run writes: states, from ``copied`` bytes of memory, the export, and the cache."""
     state, trainable = saved_bytes(config, shape)
-    numbers = shape.parameters if config.lora is None else trainable
+    numbers = shape.parameters if config.adapters is None else trainable
     width = {"bf16": 2, "fp32": 4, "fp8": 1}[config.output.dtype]
     checkpoint, data = config.checkpoint, config.data
     out = [

@@ -10,14 +10,14 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-
 from ..kernels.checkpoint import Header, write_checkpoint
 from ..kernels.grid import TokenGrid, choose_tiling
 from .config import ModelSection, RunConfig
 from .distributed import World
+from .export_msfp import DTYPES, write_hub, write_trained
 from .model import WanTransformer3DModel, model_shape
 from .names import ModelError
+from .quantized import is_quantized
 from .sparse import DENSE, SparseAttention
 from .weights import gathered, open_weights
 from .weights.write import write_model
@@ -67,7 +67,7 @@ def export(
     ``dtype`` is 'bf16', 'fp32' or 'fp8' (ComfyUI's scaled form). Raises ``kernels.checkpoint.CheckpointError`` on
     rank 0 when it cannot be written.
     """
-    tensors = gathered(model, None if dtype == "fp8" else {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
+    tensors = gathered(model, DTYPES.get(dtype))
     if world is not None and not world.is_main:
         _take_part(tensors)
         return None
@@ -93,7 +93,8 @@ def export_run(
 ) -> Path | None:
     """Return the path of a run's file, ``<output.dir>/<output.name>.safetensors``, on rank 0; None elsewhere.
 
-    All ranks call it. With ``[lora]`` the file is the LoRA. Averages must be in the model already, if they are wanted.
+    All ranks call it. With ``[lora]`` the file is the LoRA, with ``[talora]`` the hub with its table of routes; an MSFP
+    model that was trained itself becomes an MSFP file again. Averages must be in the model already, if they are wanted.
     """
     main = world is None or world.is_main
     path = Path(config.output.dir) / f"{config.output.name}.safetensors"
@@ -101,6 +102,16 @@ def export_run(
     if world is not None:
         world.barrier()  # the hash of a large base takes minutes, which is longer than GPUs wait for each other
     attention = config.attention.resolved()
+    if config.talora is not None:
+        return _export_hub(config, model, path, header_of(attention, grid, base, step), main)
+    if is_quantized(model):
+        header, tensors = header_of(attention, grid, base, step), gathered(model)
+        try:
+            if main:
+                write_trained(path, model.msfp, tensors, dtype=config.output.dtype, header=header, step=step)
+        finally:
+            _take_part(tensors)
+        return path if main else None
     if config.lora is None:
         return export(
             model,
@@ -115,10 +126,22 @@ def export_run(
         )
     from .lora import lora_state
 
-    state = lora_state(model, {"bf16": torch.bfloat16, "fp32": torch.float32}[config.output.dtype])
+    state = lora_state(model, DTYPES[config.output.dtype])
     if not main:
         return None
     write_checkpoint(path, state, header_of(attention, grid, base, step))
+    return path
+
+
+def _export_hub(
+    config: RunConfig, model: WanTransformer3DModel, path: Path, header: Header | None, main: bool
+) -> Path | None:
+    from .talora import talora_state, whole_router
+
+    hubs, router = talora_state(model, DTYPES[config.output.dtype]), whole_router(model)
+    if not main:
+        return None
+    write_hub(path, config, hubs, router, getattr(model, "msfp", None), header)
     return path
 
 
@@ -139,6 +162,11 @@ def convert(source: str | Path, path: str | Path, dtype: str = "bf16") -> Path:
     Raises ModelError for what is not a Wan, CheckpointError when the file cannot be written.
     """
     weights = open_weights(source)
+    if weights.msfp is not None:
+        raise ModelError(
+            f"{source}: is an MSFP file, whose layers also quantize their inputs, which no other form says; load it as "
+            "it is with Load MSFP Wan, or convert the Wan that it was made of"
+        )
     header = Header.from_metadata(weights.metadata)
     tensors = ((original, weights.read(name)) for name, original in weights.original.items())
     write_model(path, weights.shape, tensors, dtype=dtype, header=header)

@@ -14,8 +14,11 @@ from ..kernels.head_table import HeadTableError
 from .config import RunConfig
 from .config_file import check_config
 from .export_file import base_hash, header_of
+from .export_msfp import DTYPES, base_file, write_hub, write_trained
 from .names import WanShape, block_count, original_names, shape_of
+from .optimizer import ROUTER
 from .prepare import data_grid
+from .router import Router
 from .same_run import saved_table
 from .state import MANIFEST, SnapshotError, check_complete, find_latest, load_tensors
 from .weights.write import write_model
@@ -40,7 +43,9 @@ def find_state(path: str | Path) -> Path | None:
 def export_state(
     step_dir: Path, path: str | Path | None = None, dtype: str | None = None, *, average: bool = True
 ) -> Path:
-    """Return the path of the file made of a saved state: the whole model, or the LoRA of a run with adapters.
+    """Return the path of the file made of a saved state: the whole model, or the LoRA or hub of a run with adapters.
+
+    What an MSFP model was trained to needs that model's file, as scales are not in a state.
 
     ``path`` defaults to ``<output.dir>/<output.name>-<step>.safetensors``, ``dtype`` to the run's own. ``average``
     False exports the trained weights of a run that keeps an average of them. Raises SnapshotError for a state that
@@ -53,13 +58,20 @@ def export_state(
         path = Path(config.output.dir) / f"{config.output.name}-{step:06d}.safetensors"
     saved = Saved(step_dir, average=average)
     header = header_of(config.attention.resolved(), data_grid(config.data), base_hash(config.model), step)
+    base = base_file(config) if config.lora is None else None
+    if dtype == "fp8" and (config.adapters is not None or base is not None):
+        what = "a LoRA" if config.adapters is not None else "an MSFP model"
+        raise SnapshotError(f"{step_dir}: is the state of {what}, which is exported as bf16 or fp32, not fp8")
     if config.lora is not None:
-        if dtype == "fp8":
-            raise SnapshotError(f"{step_dir}: is the state of a LoRA, which is exported as bf16 or fp32, not fp8")
-        kind = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
-        write_checkpoint(path, saved.adapters(config.lora.alpha, kind), header)
+        write_checkpoint(path, saved.adapters(config.lora.alpha, DTYPES[dtype]), header)
+        return Path(path)
+    if config.talora is not None:
+        write_hub(path, config, saved.hubs(DTYPES[dtype]), saved.router(), base, header)
         return Path(path)
     shape = saved.shape()
+    if base is not None:
+        write_trained(path, base, saved.model(shape), dtype=dtype, header=header, step=step)
+        return Path(path)
     write_model(path, shape, saved.model(shape), dtype=dtype, header=header, fp8_matmul=config.fp8_linears is not None)
     return Path(path)
 
@@ -103,6 +115,25 @@ class Saved:
         if not found:
             raise SnapshotError(f"{self.path}: its configuration has adapters, but it holds none; it is damaged")
         return found
+
+    def hubs(self, dtype: torch.dtype) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Return {original name: (A, B)} of the hubs of a timestep-aware LoRA."""
+        known, end = self._originals(), ".talora_A"
+        layers = [name.removesuffix(end) for name in self.sizes if name.endswith(end)]
+        if not layers:
+            raise SnapshotError(f"{self.path}: its configuration has hubs of LoRAs, but it holds none; it is damaged")
+        parts = {layer: tuple(self.read(f"{layer}.talora_{part}").to(dtype) for part in "AB") for layer in layers}
+        return {known[f"{layer}.weight"].removesuffix(".weight"): pair for layer, pair in parts.items()}
+
+    def router(self) -> Router:
+        """Return the router of a timestep-aware LoRA."""
+        state = {name.removeprefix(ROUTER): self.read(name) for name in self.sizes if name.startswith(ROUTER)}
+        try:
+            router = Router(*state["second.weight"].shape)
+            router.load_state_dict(state)
+        except (KeyError, RuntimeError, TypeError):
+            raise SnapshotError(f"{self.path}: its configuration has a router, but it holds none that fits") from None
+        return router.requires_grad_(False)
 
     def _originals(self) -> dict[str, str]:
         """Return the original name of every diffusers' name that a Wan of so many blocks can have."""

@@ -27,6 +27,8 @@ def check_fits(config: RunConfig, shape: WanShape) -> None:
     check_heads(config.parallel.sequence, shape.heads)
     if config.lora is not None:
         check_targets(config.lora.targets, block_linears(shape))
+    if config.talora is not None:
+        check_targets(config.talora.targets, block_linears(shape), "talora.targets")
     if config.fp8_linears is not None:
         check_blocks(config.fp8_linears, shape.layers)
     if config.loss.teacher_path is not None:
@@ -35,6 +37,27 @@ def check_fits(config: RunConfig, shape: WanShape) -> None:
         except (HeaderError, ModelError) as error:
             raise ModelError(f"loss.teacher_path: {error}") from None
         check_teacher(config.loss.teacher_path, teacher, shape)
+
+
+def check_quantized(config: RunConfig) -> None:
+    """Refuse what an MSFP model cannot be trained with; raises ConfigError with one sentence."""
+    what = f"{config.model.path or 'the model'} is an MSFP model"
+    if config.lora is not None:
+        raise ConfigError(
+            f"{what}, and an ordinary LoRA cannot be merged into its codes; use [talora] in place of [lora], with "
+            "hub = 1 for a single one"
+        )
+    if config.fp8_linears is not None:
+        raise ConfigError(f"{what}, whose linear layers are quantized already; remove [fp8_linears]")
+    if config.loss.teacher and config.loss.teacher_path is None:
+        raise ConfigError(
+            f"{what}, which is no teacher of its own; set loss.teacher_path to the Wan in full precision that it was "
+            "made of"
+        )
+    if config.output.dtype == "fp8":
+        raise ConfigError(
+            f"{what}, and output.dtype is the precision of what is not packed; set it to 'bf16' or 'fp32', not 'fp8'"
+        )
 
 
 def block_linears(shape: WanShape) -> list[str]:
@@ -47,12 +70,12 @@ def block_linears(shape: WanShape) -> list[str]:
     ]
 
 
-def check_targets(targets: Iterable[str], found: Iterable[str]) -> None:
+def check_targets(targets: Iterable[str], found: Iterable[str], key: str = "lora.targets") -> None:
     """Refuse a LoRA's target that is none of the linear layers of a block; raises ConfigError."""
     found = sorted(set(found))
     for target in targets:
         if target not in found:
-            raise ConfigError(f"lora.targets: no block has a linear layer '{target}'; they have {', '.join(found)}")
+            raise ConfigError(f"{key}: no block has a linear layer '{target}'; they have {', '.join(found)}")
 
 
 def check_blocks(section: Fp8LinearsSection, count: int) -> None:

@@ -75,7 +75,7 @@ def init_lora(model: nn.Module, seed: int) -> None:
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
             bound = 1 / math.sqrt(layer.in_features)
             first = torch.empty(layer.lora_A.shape).uniform_(-bound, bound, generator=generator)
-            _fill(layer.lora_A, first)
+            fill(layer.lora_A, first)
             layer.lora_B.zero_()
 
 
@@ -98,8 +98,8 @@ def lora_state(model: WanTransformer3DModel, dtype: torch.dtype | None = None) -
     for original, (_, layer) in linear_layers(model).items():
         if isinstance(layer, LoraLinear):
             name = f"{PREFIX}{original}"
-            state[f"{name}.lora_A.weight"] = _whole(layer.lora_A, dtype)
-            state[f"{name}.lora_B.weight"] = _whole(layer.lora_B, dtype)
+            state[f"{name}.lora_A.weight"] = whole(layer.lora_A, dtype)
+            state[f"{name}.lora_B.weight"] = whole(layer.lora_B, dtype)
             state[f"{name}.alpha"] = torch.tensor(layer.lora_scale * layer.lora_A.shape[0], dtype=torch.float32)
     return state
 
@@ -111,6 +111,11 @@ def load_lora(model: WanTransformer3DModel, path: str | Path) -> None:
     ranks; without them the model is frozen and adapted as the file says. Raises ModelError with one sentence.
     """
     found = _read(Path(path))
+    if getattr(model, "msfp", None) is not None:
+        raise ModelError(
+            f"{path}: is an ordinary LoRA, which is merged into weights, but this model's are quantized; train a "
+            "timestep-aware LoRA ([talora]) on it, hub = 1 for a single one"
+        )
     layers = {original: layer for original, (_, layer) in linear_layers(model).items()}
     for original, (first, second, _) in found.items():
         layer = layers.get(original)
@@ -140,8 +145,8 @@ def load_lora(model: WanTransformer3DModel, path: str | Path) -> None:
     with torch.no_grad():
         for original, (first, second, alpha) in found.items():
             layer = layers[original]
-            _fill(layer.lora_A, first.float())
-            _fill(layer.lora_B, second.float())
+            fill(layer.lora_A, first.float())
+            fill(layer.lora_B, second.float())
             layer.lora_scale = alpha / first.shape[0]
 
 
@@ -208,7 +213,7 @@ def _adapt(layer: nn.Linear, rank: int, alpha: float) -> None:
     layer.lora_scale = alpha / rank
 
 
-def _fill(parameter: torch.Tensor, whole: torch.Tensor) -> None:
+def fill(parameter: torch.Tensor, whole: torch.Tensor) -> None:
     """Copy a whole tensor, the same on every process, into a plain parameter or into this process's shard of one."""
     if hasattr(parameter, "to_local"):
         from torch.distributed.tensor import distribute_tensor
@@ -219,7 +224,8 @@ def _fill(parameter: torch.Tensor, whole: torch.Tensor) -> None:
     parameter.copy_(whole)
 
 
-def _whole(parameter: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+def whole(parameter: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """Return a copy of the whole parameter on the CPU; every process takes part when it is sharded."""
     tensor = parameter.detach()
     if hasattr(tensor, "full_tensor"):  # shards that wait in CPU memory are gathered where the processes can talk
         tensor = tensor.to(tensor.device_mesh.device_type).full_tensor()

@@ -164,12 +164,12 @@ class _Weights:
 
     def __init__(self, config: RunConfig, shape: WanShape, spread: _Spread) -> None:
         self.config, self.shape, self.spread = config, shape, spread
-        self.trained = "all" if config.lora is None else "lora"
+        self.trained = "all" if config.adapters is None else "lora"
         self.tensors = shape.tensors()
         adapters = _adapters(config, self.tensors)
         self.halved = config.dtype == "bf16"
-        trainable = self.tensors if config.lora is None else adapters
-        self.frozen = {} if config.lora is None else self.tensors
+        trainable = self.tensors if config.adapters is None else adapters
+        self.frozen = {} if config.adapters is None else self.tensors
         self.adapters = adapters
         self.numbers = sum(math.prod(size) for size in trainable.values())
         self.gradients = sum(self._share(size) for size in trainable.values()) * 4
@@ -241,14 +241,16 @@ class _Weights:
 
 
 def _adapters(config: RunConfig, tensors: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    if config.lora is None:
+    section = config.adapters
+    if section is None:
         return {}
+    hub = () if config.talora is None else (config.talora.hub,)
     found = {}
     for name, size in tensors.items():
         target = name.removesuffix(".weight").split(".", 2)[-1]
-        if name.startswith("blocks.") and name.endswith(".weight") and target in config.lora.targets:
-            found[f"{name}.A"] = (config.lora.rank, size[1])
-            found[f"{name}.B"] = (size[0], config.lora.rank)
+        if name.startswith("blocks.") and name.endswith(".weight") and target in section.targets:
+            found[f"{name}.A"] = (*hub, section.rank, size[1])
+            found[f"{name}.B"] = (*hub, size[0], section.rank)
     return found
 
 
@@ -292,7 +294,7 @@ class _Activations:
             named["attention kept"] = kept - blocks * inputs
             named["recomputed block"] = max(peak, attention) + TEXT[self.config.dtype] * text
         named["block lists"] = self._lists(blocks if mode == "none" else 1)
-        per_dim = OUTSIDE["all" if self.config.lora is None else "lora"]
+        per_dim = OUTSIDE["all" if self.config.adapters is None else "lora"]
         outside = per_dim * d * self.batch * self.tokens + (OUTSIDE_PER_TOKEN + ROTARY_PER_TOKEN) * whole
         named["outside the blocks"] = int(outside + TEXT_OUTSIDE[self.config.dtype] * text)
         return named

@@ -76,5 +76,5 @@ def _proposals(config: RunConfig, shape: WanShape, world: int) -> Iterator[tuple
             break
     if not config.parallel.offload:
         yield "parallel.offload = true", {"parallel__offload": True}
-    if config.lora is None and config.fp8_linears is None and config.output.dtype != "fp8":
+    if config.adapters is None and config.fp8_linears is None and config.output.dtype != "fp8":
         yield "a [lora] section", {"lora": {}}

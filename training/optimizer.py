@@ -20,29 +20,35 @@ if TYPE_CHECKING:
 BLOCK = 128
 # Smaller matrices keep moments in float32, as is usual for 8-bit optimizers: they are no memory, but sensitive.
 SMALL = 4096
+ROUTER = "talora_router."
 
 
-def make_optimizer(section: OptimSection, model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(section: OptimSection, model: nn.Module, router_lr: float = 1.0) -> torch.optim.Optimizer:
     """Return the optimizer of the model's trainable parameters, plain or sharded (DTensor).
+
+    A group's ``factor`` is its learning rate over the run's: ``router_lr`` for a timestep-aware LoRA's router.
 
     8-bit moments are for GPUs: on a CPU (with ``parallel.offload`` too) their step takes tens of times AdamW's.
     Raises ConfigError when 'adamw-8bit' is asked for and torchao is missing, ValueError when nothing is trainable.
     """
-    groups = parameter_groups(model, section.weight_decay)
+    groups = parameter_groups(model, section.weight_decay, router_lr)
     settings = {"lr": section.lr, "betas": section.betas, "eps": section.eps}
     if section.name == "adamw":
         return torch.optim.AdamW(groups, fused=True, **settings)
     return _eight_bit_class()(groups, **settings, block_size=BLOCK)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Return the two groups of trainable parameters: decayed matrices, and all others."""
+def parameter_groups(model: nn.Module, weight_decay: float, router_lr: float = 1.0) -> list[dict]:
+    """Return the groups of trainable parameters: decayed matrices, all others, and a router if there is one."""
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("the model has no trainable parameter; nothing can be optimized")
+    router = [p for name, p in trainable if name.startswith(ROUTER)]
+    trainable = [(name, p) for name, p in trainable if not name.startswith(ROUTER)]
     matrices = [p for name, p in trainable if _is_matrix(name, p)]
     others = [p for name, p in trainable if not _is_matrix(name, p)]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return groups + ([{"params": router, "weight_decay": 0.0, "factor": router_lr}] if router else [])
 
 
 def _is_matrix(name: str, parameter: torch.Tensor) -> bool:

@@ -19,8 +19,9 @@ from .data.dataset import LatentPart
 from .data.settings import DataConfig
 from .data.text import TEXT_DIM, ZEROS, read_text, text_files
 from .distributed import World, pick_device
-from .fits import check_fits
+from .fits import check_fits, check_quantized
 from .names import HEAD_DIM, ModelError, planned_shape
+from .weights import open_weights
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ def check_model(config: RunConfig) -> None:
             + (f"set model.text_dim to {TEXT_DIM}" if config.model.init == "random" else "use another model")
         )
     check_fits(config, shape)
+    if config.model.path is not None and open_weights(config.model.path).msfp is not None:
+        check_quantized(config)
 
 
 def check_folders(config: RunConfig) -> None:

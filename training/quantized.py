@@ -8,7 +8,6 @@ quantization-aware training; arXiv 1308.3432, 1712.05877). Scales are not traine
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -19,10 +18,11 @@ from ..kernels.msfp import ops
 from ..kernels.msfp.file import MsfpFile, PackedLayer
 from ..kernels.msfp.inputs import DYNAMIC, InputQuantizer
 from ..kernels.msfp.rounding import fake_quantize
-from ..kernels.msfp.weights import PackedWeight, WeightFormat, quantize_weight
+from ..kernels.msfp.weights import WeightFormat
 from .linear import FrozenLinear, become, linear
-from .model import WanTransformer3DModel, load_model, model_shape
-from .names import ModelError, original_names
+from .lora import linear_layers
+from .model import WanTransformer3DModel, load_model
+from .names import ModelError
 
 
 class QuantizedLinear(FrozenLinear):
@@ -50,11 +50,6 @@ class QuantizedLinear(FrozenLinear):
         scale, zero = self._scales(self.weight.device)
         return _RoundWeight.apply(self.weight, self.packed_layer.weight, scale, zero)
 
-    def packed(self, weight: Tensor) -> PackedWeight:
-        """Return this layer's whole weight in codes, at the scales that it came with, on the CPU."""
-        scale, zero = self._scales(torch.device("cpu"))
-        return quantize_weight(weight.detach().float().cpu(), self.packed_layer.weight, scale, zero)
-
     def _scales(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
         if self.scale.device != device:
             self.scale = self.scale.to(device)
@@ -81,7 +76,7 @@ def quantize_layers(model: WanTransformer3DModel, file: MsfpFile) -> None:
 
     Raises ModelError for scales that are not finite.
     """
-    for name, layer in original_linears(model).items():
+    for name, (_, layer) in linear_layers(model).items():
         if name in file.layers:
             try:
                 scale, zero = file.scales(name)
@@ -97,7 +92,7 @@ def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
     """Return {original name: layer} of the model's quantized layers."""
     if not is_quantized(model):
         return {}
-    return {n: layer for n, layer in original_linears(model).items() if isinstance(layer, QuantizedLinear)}
+    return {n: layer for n, (_, layer) in linear_layers(model).items() if isinstance(layer, QuantizedLinear)}
 
 
 def is_quantized(model: nn.Module) -> bool:
@@ -109,28 +104,6 @@ def train_quantized(model: WanTransformer3DModel) -> None:
     """Make the quantized layers' weights masters that are trained: they are rounded in every forward from now on."""
     for layer in quantized_layers(model).values():
         layer.master = True
-
-
-def original_linears(model: WanTransformer3DModel) -> dict[str, nn.Linear]:
-    """Return {original name: layer} of all linear layers, in the order of the published files."""
-    shape = model_shape(model)
-    modules, back = dict(model.named_modules()), {old: new for new, old in original_names(shape).items()}
-    found = {}
-    for original in shape.tensors():
-        if original.endswith(".weight"):
-            layer = modules.get(back[original].removesuffix(".weight"))
-            if isinstance(layer, nn.Linear):
-                found[original.removesuffix(".weight")] = layer
-    return found
-
-
-def packed_tensors(
-    layers: Mapping[str, QuantizedLinear], tensors: Iterator[tuple[str, Tensor]], dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor | PackedWeight]]:
-    """Yield what ``write_msfp`` takes of a model's (original name, whole tensor) pairs."""
-    for name, tensor in tensors:
-        layer = layers.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
-        yield (name, tensor.to(dtype)) if layer is None else (name.removesuffix(".weight"), layer.packed(tensor))
 
 
 def round_input(x: Tensor, quantizer: InputQuantizer | None) -> Tensor:
@@ -151,7 +124,8 @@ class _RoundInput(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return (grad * ctx.saved_tensors[0] if ctx.saved_tensors else grad), None
+        saved = ctx.saved_tensors  # read once: a recomputed block gives them once
+        return (grad * saved[0] if saved else grad), None
 
 
 class _RoundWeight(torch.autograd.Function):

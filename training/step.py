@@ -25,14 +25,17 @@ from .parallel.shard import is_sharded, local_of
 from .passes import Pass, Place, deal, step_places
 from .ramp import Ramp
 from .sparse import SparseAttention, latent_grid
+from .talora import routes_now
 
 if TYPE_CHECKING:
     from .ema import Ema
+    from .loss_weight import DenoisingFactor
     from .plateau import Plateau
     from .teacher import Teacher
 
 _log = logging.getLogger(__name__)
 BLOCK_NORMS_EVERY = 10  # steps; each costs one exchange of a number per block
+ROUTES_EVERY = 10  # steps
 
 
 @dataclass
@@ -50,6 +53,7 @@ class Training:
     plateau: Plateau | None = None
     teacher: Teacher | None = None
     empty_text: Tensor | None = None
+    loss_weight: DenoisingFactor | None = None
     step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
@@ -80,8 +84,8 @@ def train_step(run: Training, places: list[Place], passes: list[Pass], samples: 
     start, config, world = time.monotonic(), run.config, run.world
     rate = config.optim.rate(run.step) * (run.plateau.factor if run.plateau is not None else 1.0)
     for group in run.optimizer.param_groups:
-        group["lr"] = rate
-    # Per sample: the loss that is trained on, the flow-matching part of it, and the density that was decided online.
+        group["lr"] = rate * group.get("factor", 1.0)
+    # Per sample: the loss, without its weight, the flow-matching part of it, and the density that was decided online.
     found = torch.zeros(3, len(places), dtype=torch.float64)
     waiting = iter(samples)
     for one in passes:
@@ -105,6 +109,7 @@ def train_step(run: Training, places: list[Place], passes: list[Pass], samples: 
     parameters = [parameter for parameter in run.model.parameters() if parameter.grad is not None]
     norms = _block_norms(run) if run.step % BLOCK_NORMS_EVERY == 0 else None
     norm = float(_full(clip_grad_norm_(parameters, config.optim.clip)))
+    weights = torch.tensor([1.0 if run.loss_weight is None else run.loss_weight(place.sigma) for place in places])
     finite = math.isfinite(total) and math.isfinite(norm)
     if finite:
         run.optimizer.step()
@@ -128,6 +133,10 @@ def train_step(run: Training, places: list[Place], passes: list[Pass], samples: 
     }
     if run.teacher is not None and finite:
         record["flow_loss"] = flow
+    if run.loss_weight is not None and finite:
+        record["weighted_loss"] = float((per_sample[0] * weights).mean())
+    if config.talora is not None and run.step % ROUTES_EVERY == 0:
+        record["routes"] = routes_now(run.model)
     if norms is not None and finite:
         record["block_norms"] = norms
     run.step += 1
@@ -140,8 +149,8 @@ def forward_backward(run: Training, draws: Sequence[Draw], whole: int, *, counts
     """Add the gradient of these samples' loss over ``whole`` to the model.
 
     The samples have one phase, band and size; those without their text take a head table's patterns of the negative
-    prompt, which is what they are trained for. Returns (2, samples): the loss of each, and its flow-matching part. With
-    ``counts`` False the gradient is zero.
+    prompt, which is what they are trained for. Returns (2, samples): the loss of each, without the run's weighting, and
+    its flow-matching part. With ``counts`` False the gradient is zero.
     """
     config, device = run.config, run.device
     latent, noise = _stack([one.latent for one in draws], device), _stack([one.noise for one in draws], device)
@@ -163,7 +172,10 @@ def forward_backward(run: Training, draws: Sequence[Draw], whole: int, *, counts
             losses = (1 - share) * flow + share * (out.float() - target).square().flatten(1).mean(1)
         # Shards' gradients are averaged over the processes; what is wanted is their sum.
         scale = float(counts) * (run.world.size if is_sharded(run.model) else 1) / whole
-        (losses.sum() * scale).backward()
+        weighted = losses
+        if run.loss_weight is not None:
+            weighted = losses * torch.tensor([run.loss_weight(one.sigma) for one in draws], device=device)
+        (weighted.sum() * scale).backward()
     return torch.stack([losses.detach(), flow.detach()]).double().cpu()
 
 
