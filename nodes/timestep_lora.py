@@ -11,6 +11,7 @@ from ..kernels.checkpoint import HeaderError
 from ..kernels.timestep_lora import TimestepLora, read_timestep_lora
 from ._api import CATEGORY, io, show_text, ui
 from .model_input import diffusion_model_of
+from .msfp_facts import msfp_facts
 from .patch import PatchError, compute_dtype
 from .sentence import one_line, written
 from .timestep_lora_patch import Entry, apply_timestep_lora, linear_layers
@@ -19,8 +20,6 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "loras"
 ENDINGS = (".safetensors", ".sft")
-# What the loader of 4-bit models attaches to its MODEL: a dict with the "fingerprint" of the quantized weights.
-MSFP_KEY = "fpsattention_msfp"
 _MOST_LINES = 60
 
 
@@ -105,7 +104,8 @@ class FPSAttentionTimestepLora(io.ComfyNode):
         problem = file.misfit(linear_layers(diffusion_model))
         if problem is not None:
             raise PatchError(one_line(problem))
-        note = base_note(file, model.get_attachment(MSFP_KEY))
+        quantized = msfp_facts(model)
+        note = base_note(file, None if quantized is None else quantized.fingerprint)
         adapted = _adapted(model, file, one_line(lora_name), factor, note)
         text = describe(lora_name, file, factor, note)
         show_text(cls.hidden.unique_id if cls.hidden is not None else None, text)
@@ -160,22 +160,21 @@ def lora_strength(value: Any) -> float:
     return float(value)
 
 
-def base_note(file: TimestepLora, quantized: Any) -> str | None:
+def base_note(file: TimestepLora, have: str | None) -> str | None:
     """Return what to say if ``file`` was trained on another base than this model, None if nothing speaks against it;
-    ``quantized`` is what the loader of 4-bit models attached."""
-    have = quantized.get("fingerprint") if isinstance(quantized, dict) else None
+    ``have`` is the fingerprint of a model from an MSFP file, None for any other."""
     name, base = one_line(file.path.name), one_line(file.base)[:16]
-    if file.base and have and file.base != have:
+    if file.base and have is not None and file.base != have:
         return (
-            f"{name} was trained on another quantization ({base}) than this model's ({one_line(have)[:16]}): it acts, "
+            f"{name} was trained on another quantization ({base}) than this model's ({have[:16]}): it acts, "
             "but corrects rounding errors that this model does not make."
         )
-    if file.base and not have:
+    if file.base and have is None:
         return (
             f"{name} was trained on a 4-bit model ({base}) and this model is not one: it acts, but corrects rounding "
             "errors that this model does not make."
         )
-    if have and not file.base:
+    if have is not None and not file.base:
         return f"{name} was trained on a model in full precision, and this one is quantized to 4 bits."
     return None
 

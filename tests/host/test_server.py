@@ -11,7 +11,13 @@ from fpsattention.training.comfy_host import ComfyHostError, PromptRejectedError
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-NODES = ("FPSAttentionLoadWan", "FPSAttentionApply", "FPSAttentionSchedule", "FPSAttentionReport")
+NODES = (
+    "FPSAttentionLoadWan",
+    "FPSAttentionApply",
+    "FPSAttentionSchedule",
+    "FPSAttentionReport",
+    "FPSAttentionTimestepLora",
+)
 SCHEDULE = "0.95 fp8 x2 all 1 1\n0.83 fp8 x1 all 60% 60%\n0.00 fp8 token all all all\n"
 
 

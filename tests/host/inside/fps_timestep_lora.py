@@ -380,7 +380,8 @@ def case_bases() -> dict:
     ):  # fmt: skip
         file, m = HubFile(f"base {name}", layers, base=base), model.clone()
         if fingerprint is not None:
-            m.set_attachments("fpsattention_msfp", {"fingerprint": fingerprint})
+            facts = pack_module("nodes.msfp_facts")
+            m.set_attachments(facts.KEY, facts.MsfpFacts("model", fingerprint, 10, 4.5, facts.AS_TRAINED))
         adapted, text = node.execute(model=m, lora_name=file.name, strength=1.0).result
         for _ in range(2):
             sample(adapted, size=SIZE, steps=2)

@@ -10,7 +10,7 @@ from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 from fps_common import apply, model_of, relative, run_cases, sample, shifted
 from fps_talora import HubFile, adapt, in_blocks, linears, traces
 
-SIZE, STEPS, LAYERS = (2, 8, 8), 6, 2
+SIZE, STEPS, LAYERS = (2, 8, 8), 5, 1
 WHOLE, BLOCKS = ["diffusion_model"], [f"diffusion_model.blocks.{i}" for i in range(LAYERS)]
 
 

@@ -1,7 +1,4 @@
-"""What a timestep-aware LoRA costs the host itself: 40 blocks of one token, so that the arithmetic is next to nothing.
-
-On a card the host runs ahead of it, so this time is hidden wherever a step is longer; a switch has to cost nothing more.
-"""
+"""What a timestep-aware LoRA costs the host itself: 40 blocks of one token, so that arithmetic is next to nothing."""
 
 from __future__ import annotations
 
