@@ -98,8 +98,8 @@ def _static(values: Tensor, forms: Sequence[FloatFormat]) -> tuple[float, InputQ
     for form in forms:
         for zero in [0.0] if form.signed else _zeros(values):
             reach = float(values.abs().max()) if form.signed else float(values.max()) - zero
-            if reach <= 0:
-                continue
+            if reach <= 0:  # all that is above this zero point is the zero point itself
+                reach = float(values.abs().max())
             offset = None if form.signed else torch.tensor(zero, dtype=torch.float32)
 
             def errors(shares: Tensor, form: FloatFormat = form, offset: Tensor | None = offset, reach=reach) -> Tensor:

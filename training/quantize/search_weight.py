@@ -14,7 +14,7 @@ from ...kernels.msfp.weights import CHANNEL, TENSOR, PackedWeight, WeightFormat,
 
 # Largest values that are tried: shares of the group's largest magnitude. A format's gaps are wide near the top, so
 # stretching it a little can pay as well.
-SHARES = tuple(round(0.4 + 0.035 * i, 3) for i in range(19))
+SHARES = tuple(round(0.4 + 0.04 * i, 2) for i in range(17))
 # Rows from which the format is chosen, and numbers that are rounded at once.
 FORMAT_ROWS, CHUNK = 256, 1 << 22
 
