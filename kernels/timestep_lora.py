@@ -132,11 +132,16 @@ class TimestepLora:
         return None
 
 
+def is_timestep_lora(metadata: Mapping[str, str]) -> bool:
+    """Return whether a file's metadata are those of a timestep-aware LoRA."""
+    return any(key.startswith(KEY) for key in metadata)
+
+
 def read_timestep_lora(path: str | Path) -> TimestepLora:
     """Return what a timestep-aware LoRA holds, by its header. Raises HeaderError, one sentence."""
     path = Path(path)
     metadata, tensors = read_metadata(path)
-    if not any(key.startswith(KEY) for key in metadata):
+    if not is_timestep_lora(metadata):
         raise HeaderError(
             f"{path.name} is not a timestep-aware LoRA; train one with [talora], or give an ordinary LoRA to the stock "
             "LoRA loader."

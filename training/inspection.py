@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from ..kernels.checkpoint import Header, HeaderError, read_header, read_metadata
 from ..kernels.grid import choose_tiling
 from ..kernels.head_table import HeadTable, HeadTableError, read_head_table
+from ..kernels.msfp.file import MsfpFile
 from ..kernels.schedule import Schedule
+from ..kernels.timestep_lora import TimestepLora, is_timestep_lora, read_timestep_lora
 from .names import HEAD_DIM, KINDS, ModelError
 from .state import MANIFEST, read_manifest
 from .weights import Weights, open_weights
 
+_RUNS = {"lora": ", a LoRA run", "talora": ", a timestep-aware LoRA run", "": ""}
 _LORA = (".lora_A.weight", ".lora_down.weight")
 
 MOST_PATTERNS = 8  # that are listed one by one
+MOST_ROWS = 20  # of a route
 
 Lines = list[tuple[str, str]]
 
@@ -26,7 +31,9 @@ def describe(path: str | Path) -> Lines:
         return _state(path)
     if path.is_file() and path.suffix == ".safetensors":
         try:
-            _, tensors = read_metadata(path)
+            metadata, tensors = read_metadata(path)
+            if is_timestep_lora(metadata):
+                return _hub(read_timestep_lora(path), sorted({kind for kind, _ in tensors.values()}))
         except HeaderError as error:
             raise ModelError(str(error)) from None
         if any(name.endswith(_LORA) for name in tensors):
@@ -42,12 +49,15 @@ def describe(path: str | Path) -> Lines:
 
 def _model(weights: Weights) -> Lines:
     shape = weights.shape
-    names = {"comfyui": "ComfyUI's (with prefix)", "original": "original", "diffusers": "diffusers'"}
+    names = {
+        "comfyui": "ComfyUI's (with prefix)", "original": "original", "diffusers": "diffusers'",
+        "msfp": "original, behind msfp_model.",
+    }  # fmt: skip
     size = sum(file.stat().st_size for file in weights.files)
     dtypes = ", ".join(f"{count} tensors {dtype}" for dtype, count in sorted(weights.dtypes.items()))
     lines = [
         ("file", str(weights.path)),
-        ("kind", f"Wan2.1 {KINDS[shape.kind]}"),
+        ("kind", f"Wan2.1 {KINDS[shape.kind]}" + (" in low-bit floating point (MSFP)" if weights.msfp else "")),
         (
             "size",
             f"{shape.parameters / 1e6:,.2f} M parameters: dim {shape.dim} ({shape.heads} heads of {HEAD_DIM}), "
@@ -60,7 +70,49 @@ def _model(weights: Weights) -> Lines:
     ]
     if shape.image_dim:
         lines.insert(4, ("image", f"CLIP feature of {shape.image_tokens} x {shape.image_dim}"))
-    return lines + _header(Header.from_metadata(weights.metadata))
+    return lines + (_packed(weights.msfp) if weights.msfp else []) + _header(Header.from_metadata(weights.metadata))
+
+
+def _packed(file: MsfpFile) -> Lines:
+    """Return what an MSFP file says of its layers: formats by how many layers have them, bits, and its fingerprint."""
+    layers = file.layers.values()
+    weights = Counter(f"{layer.weight.form.name} per {_shared(layer.weight.granularity)}" for layer in layers)
+    inputs = Counter(
+        "as they are" if layer.input is None else f"{layer.input.form.name} {layer.input.mode}" for layer in layers
+    )
+    numbers = {name: file.rows[name] * layer.columns for name, layer in file.layers.items()}
+    scale_bits = 8 * next((file.scales(name)[0].element_size() for name in numbers), 4)
+    bits = sum(
+        layer.weight.bits(file.rows[n], layer.columns, scale_bits) * numbers[n] for n, layer in file.layers.items()
+    )
+    return [
+        ("packed", f"{len(layers)} linear layers, {bits / max(1, sum(numbers.values())):.2f} bits a weight"),
+        ("", "weights: " + _counts(weights)),
+        ("", "inputs: " + _counts(inputs)),
+        ("fingerprint", file.fingerprint or "none"),
+    ]
+
+
+def _shared(granularity: str | int) -> str:
+    return granularity if isinstance(granularity, str) else f"{granularity} columns"
+
+
+def _counts(kinds: Counter[str]) -> str:
+    return ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
+
+
+def _hub(file: TimestepLora, dtypes: list[str]) -> Lines:
+    table = file.table.text.splitlines()
+    return [
+        ("file", str(file.path)),
+        ("kind", "timestep-aware LoRA (TALoRA); its loader is Timestep-aware LoRA, not the stock one"),
+        ("layers", f"{len(file.layers)}, each a hub of {file.hub} LoRAs in {', '.join(dtypes)}"),
+        ("rank", f"{file.rank}, scale {file.scale:g}"),
+        *(("route" if i == 0 else "", line) for i, line in enumerate(table[:MOST_ROWS])),
+        *([("", f"and {len(table) - MOST_ROWS} more stretches")] if len(table) > MOST_ROWS else []),
+        ("trained on", f"the MSFP model {file.base}" if file.base else "a model in full precision"),
+        *_header(file.header),
+    ]
 
 
 def _lora(path: Path, shapes: dict[str, tuple[int, ...]]) -> Lines:
@@ -84,7 +136,10 @@ def _state(path: Path) -> Lines:
     output = config.get("output", {})
     return [
         ("folder", str(path)),
-        ("kind", f"training state of step {manifest['step']}" + (", a LoRA run" if config.get("lora") else "")),
+        (
+            "kind",
+            f"training state of step {manifest['step']}" + (_RUNS[next((key for key in _RUNS if config.get(key)), "")]),
+        ),
         ("run", f"{output.get('name', 'unknown')}, output in {output.get('dir', 'unknown')}"),
         ("on disk", f"{size / 2**20:,.1f} MiB in {len(manifest['files'])} files"),
     ]

@@ -45,9 +45,9 @@ class WeightFormat:
         return rows, columns // self.granularity
 
     def bits(self, rows: int, columns: int, scale_bits: int = 32) -> float:
-        """Return the bits per number of a matrix, scales included."""
+        """Return the bits per number of a matrix, scales and zero points included."""
         scales = self.scale_shape(rows, columns)
-        return self.form.bits + scale_bits * scales[0] * scales[1] / (rows * columns)
+        return self.form.bits + (1 if self.form.signed else 2) * scale_bits * scales[0] * scales[1] / (rows * columns)
 
 
 @dataclass(frozen=True)

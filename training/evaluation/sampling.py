@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ...kernels.attention import resolve_backend
 from ...kernels.checkpoint import HeaderError, read_metadata, write_checkpoint
 from ...kernels.outlook import sampler_sigmas
+from ...kernels.timestep_lora import is_timestep_lora
 from ..attention import attention_state
 from ..files import fingerprint
 from ..flops import forward_flops
@@ -28,6 +29,7 @@ from ..names import HEAD_DIM
 from ..sample import sample
 from ..sparse import latent_grid
 from ..step import model_inputs
+from ..talora import load_timestep_lora
 from .request import Method, ModelFile, Settings
 
 _log = logging.getLogger(__name__)
@@ -149,7 +151,9 @@ def _kept(path: Path, key: str) -> Sampled | None:
 
 def _load(file: ModelFile, settings: Settings, device: torch.device) -> WanTransformer3DModel:
     model = load_model(file.path).requires_grad_(False)
-    if file.lora is not None:
+    if file.lora is not None and is_timestep_lora(read_metadata(file.lora)[0]):
+        load_timestep_lora(model, file.lora)
+    elif file.lora is not None:
         load_lora(model, file.lora)
         merge_lora(model)
     return for_inference(model, settings.dtype, device)

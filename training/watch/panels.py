@@ -49,6 +49,7 @@ def make_panels(run: Run, dense: Run | None) -> list[Panel]:
         _sigmas(run),
         _norm(run),
         _blocks(run),
+        _routes(run),
         _simple(run, "lr", "Learning rate", "learning rate", "As applied, warm-up and cuts included."),
         _speed(run),
         _waiting(run),
@@ -245,6 +246,33 @@ def _blocks(run: Run) -> Panel | None:
         axes.figure.colorbar(picture, ax=axes, label="log10 of the norm", shrink=0.9)
 
     return Panel("Gradient norm per block", "Blocks from the input (0) to the output.", draw)
+
+
+def _routes(run: Run) -> Panel | None:
+    rows = [(r["step"] + 1, r["routes"]) for r in run.records if r.get("routes")]
+    if not rows or len({len(route) for _, route in rows}) != 1:
+        return None
+    chosen = np.unique(np.linspace(0, len(rows) - 1, 400).round().astype(int))
+    steps, grid = [rows[i][0] for i in chosen], np.array([rows[i][1] for i in chosen], dtype=int).T
+    used = np.unique(grid)
+
+    def draw(axes: Any) -> None:
+        from matplotlib import colormaps
+        from matplotlib.colors import BoundaryNorm, ListedColormap
+
+        count = int(grid.max()) + 1
+        colors = ListedColormap(colormaps["viridis"](np.linspace(0.05, 0.95, count)))
+        edges = np.append(steps, steps[-1] + (steps[-1] - steps[-2] if len(steps) > 1 else 1)) - 0.5
+        picture = axes.pcolormesh(
+            edges, np.linspace(0, 1, len(grid) + 1), grid, cmap=colors,
+            norm=BoundaryNorm(np.arange(count + 1) - 0.5, count), rasterized=True,
+        )  # fmt: skip
+        axes.set_ylabel("sigma")
+        axes.grid(False)
+        axes.figure.colorbar(picture, ax=axes, label="LoRA", ticks=range(count), shrink=0.9)
+
+    now = ", ".join(f"{(grid[:, -1] == index).mean():.0%} of sigma to LoRA {index}" for index in used)
+    return Panel("Routes of the timestep-aware LoRA", f"Which LoRA acts at which noise level. At the end {now}.", draw)
 
 
 def _speed(run: Run) -> Panel | None:
