@@ -98,7 +98,7 @@ def _shared(granularity: str | int) -> str:
 
 
 def _counts(kinds: Counter[str]) -> str:
-    return ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
+    return ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
 def _hub(file: TimestepLora, dtypes: list[str]) -> Lines:

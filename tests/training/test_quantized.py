@@ -12,6 +12,10 @@ from fpsattention.kernels.msfp.formats import FloatFormat
 from fpsattention.kernels.msfp.inputs import InputQuantizer
 from fpsattention.kernels.msfp.ops import dequantize
 from fpsattention.kernels.msfp.ops import linear as packed_product
+from fpsattention.training.attention import attention_state
+from fpsattention.training.export_file import convert, export_run
+from fpsattention.training.export_saved import export_state
+from fpsattention.training.loop import fit
 from fpsattention.training.model import for_inference, keep_full_precision, load_model
 from fpsattention.training.names import ModelError
 from fpsattention.training.quantized import (
@@ -21,8 +25,10 @@ from fpsattention.training.quantized import (
     round_input,
     train_quantized,
 )
+from fpsattention.training.sparse import DENSE
+from fpsattention.training.state import SnapshotError
 from fpsattention.training.weights import open_weights
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from . import msfp_parts
 from .wan_files import SMALL, random_state
@@ -161,3 +167,50 @@ def test_scales_that_are_not_finite_are_named(path, tmp_path):
     save_file(tensors, tmp_path / "bad.safetensors", metadata)
     with pytest.raises(ModelError, match=r"the scales of blocks.1.ffn.0 are not finite"):
         load_model(tmp_path / "bad.safetensors")
+
+
+def train(make_config, path, samples, **changes):
+    config = make_config(
+        model={"path": str(path)}, optim__lr=3e-3, checkpoint__background=False, attention__schedule="dense", **changes
+    )
+    return config, fit(config, samples[:4], samples[4:], progress=None)
+
+
+def test_all_weights_train_and_come_out_as_an_msfp_file_again(make_config, path, samples, tmp_path):
+    config, result = train(make_config, path, samples, output__dtype="fp32")
+    trained = result.model
+    assert all(layer.master for layer in quantized_layers(trained).values())
+    out = export_run(config, trained, 6, None)
+    before, after = read_msfp(path), read_msfp(out)
+    assert after.layers == before.layers and after.fingerprint != before.fingerprint
+    for (name, old), (_, new) in zip(before.packed(), after.packed(), strict=True):
+        assert torch.equal(old.scale, new.scale)
+        if "cross_attn" not in name:  # texts are zeros here, and their keys all the same
+            assert not torch.equal(old.codes, new.codes), name
+    loaded = load_quantized(out)
+    with torch.no_grad(), attention_state(trained.eval()).step(DENSE, 0.5, (16, 3, 4, 6)):
+        want = forward(trained.requires_grad_(False))
+    with torch.no_grad(), attention_state(loaded.eval()).step(DENSE, 0.5, (16, 3, 4, 6)):
+        assert torch.equal(forward(loaded.requires_grad_(False)), want)
+    again = export_state(tmp_path / "checkpoints" / "step-000006", tmp_path / "again.safetensors")
+    assert load_file(again).keys() == load_file(out).keys()
+    assert all(torch.equal(tensor, load_file(out)[name]) for name, tensor in load_file(again).items())
+    with pytest.raises(
+        SnapshotError, match="is the state of an MSFP model, which is exported as bf16 or fp32, not fp8"
+    ):
+        export_state(tmp_path / "checkpoints" / "step-000006", tmp_path / "no.safetensors", "fp8")
+
+
+def test_a_state_without_its_base_is_not_exported(make_config, path, samples, tmp_path):
+    base = tmp_path / "base.safetensors"
+    base.write_bytes(path.read_bytes())
+    train(make_config, base, samples, optim__steps=3)
+    base.unlink()
+    with pytest.raises(ModelError, match=r"the export needs the model that the run started from: .*check the path"):
+        export_state(tmp_path / "checkpoints" / "step-000003", tmp_path / "out.safetensors")
+
+
+def test_it_is_no_other_kind_of_file(path, tmp_path):
+    with pytest.raises(ModelError, match="is an MSFP file, whose layers also quantize their inputs"):
+        convert(path, tmp_path / "wan.safetensors")
+    assert not (tmp_path / "wan.safetensors").exists()

@@ -16,7 +16,18 @@ from fpsattention.training.memory_document import PAGE, REFUSED, ROWS, SHAPES, p
 
 RECIPES = sorted(CONFIGS.glob("wan2.1-*.toml"))
 # Values that say where things are, or that need no source.
-PLACES = {"device", "path", "videos", "text_encoder", "cache", "dir", "name", "tensorboard", "val_samples_per_clip"}
+PLACES = {
+    "device",
+    "path",
+    "teacher_path",
+    "videos",
+    "text_encoder",
+    "cache",
+    "dir",
+    "name",
+    "tensorboard",
+    "val_samples_per_clip",
+}
 # Explained by the comment above or the value before them.
 WITH_OTHERS = {"width", "schedule", "decay", "targets", "stages", "fp8_after", "skip_last"}
 
@@ -38,7 +49,13 @@ def header_only(path, shape) -> None:
 
 
 def test_there_is_a_recipe_for_every_model_and_machine():
-    assert {path.stem for path in RECIPES} == {"wan2.1-1.3b", "wan2.1-1.3b-24gb", "wan2.1-14b", "wan2.1-14b-lora"}
+    assert {path.stem for path in RECIPES} == {
+        "wan2.1-1.3b",
+        "wan2.1-1.3b-24gb",
+        "wan2.1-1.3b-msfp",
+        "wan2.1-14b",
+        "wan2.1-14b-lora",
+    }
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -55,7 +72,7 @@ def test_the_papers_values_are_the_papers(path):
     assert (config.optim.warmup, config.optim.weight_decay, config.optim.clip) == (200, 1e-4, 1.0)
     assert (config.flow.shift, config.flow.sampling, config.flow.text_dropout) == (5.0, "logit-normal", 0.1)
     assert (config.ema.decay, config.data.fps, config.data.frames, config.data.text_length) == (0.99, 16.0, 81, 512)
-    if config.lora is None:
+    if config.adapters is None:
         assert (config.optim.lr, config.optim.eps, config.loss.teacher) == (5e-6, 1e-15, 0.0)
     if config.model.path.endswith("14B_bf16.safetensors") and config.lora is None:
         assert config.parallel.sequence == 4 and config.fp8_linears is not None
@@ -68,6 +85,8 @@ def test_every_recipe_dry_runs_on_a_header(path, tmp_path, capsys):
     header_only(model, SHAPES["14B" if large else "1.3B"])
     processes, memory = ("8", "80") if path.stem in ("wan2.1-14b", "wan2.1-1.3b") else ("1", "48" if large else "24")
     arguments = ["--dry-run", "--config", str(path), "--set", f"model.path={model}"]
+    if load_config(path).loss.teacher_path is not None:
+        arguments += ["--set", f"loss.teacher_path={model}"]
     assert cli.main([*arguments, "--world", processes, "--gpu-memory", memory]) == 0
     out = capsys.readouterr().out
     assert f"fits {memory} GB" in out and "does not fit" not in out
