@@ -163,6 +163,8 @@ class MsfpLinear(_Plain):
             "model's file in full precision."
         )
 
+    # A compiler would specialize on every layer's codes and LoRA, and give up after a few.
+    @torch.compiler.disable
     def forward_comfy_cast_weights(self, input: Tensor) -> Tensor:
         """Return the layer's output: rounded input times the dequantized weight, LoRAs added to it."""
         functions = self.weight_function

@@ -303,3 +303,45 @@ def test_bad_files_are_refused_in_one_sentence(host, name):
     assert words in case["loaded"] and f"bad-{name}.safetensors" in case["loaded"]
     assert "\n" not in case["loaded"] and case["loaded"].startswith("HeaderError: ")
     assert (words in str(case["queued"])) == early
+
+
+@pytest.fixture(scope="module")
+def dynamic(inside, folder):
+    return inside("fps_msfp_dynamic", FPS_FOLDER=str(folder))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_dynamic_memory_gives_the_same_numbers(dynamic, mode):
+    found = dynamic["numbers"]
+    for name, attached in (("plain", 0), ("lora", 12)):
+        for case in found[f"{name}, {mode}"]:
+            assert case["apart"] < SAME and case["packed"] and case["attached"] == attached, name
+    assert len(found[f"plain, {mode}"]) == 2 and found[f"codes, {mode}"]
+
+
+def test_dynamic_memory_reserves_packed_bytes(dynamic):
+    assert 0 <= dynamic["reserved"]["least"] <= dynamic["reserved"]["most"] < 3 * 1024
+
+
+def test_the_same_model_without_dynamic_memory(dynamic):
+    case = dynamic["without_dynamic"]
+    assert case["kind"] == case["clone"] == "MsfpPatcher" and case["own"] and case["rounds"]
+    assert case["apart"] < SAME
+
+
+@pytest.fixture(scope="module")
+def compiled(inside, folder):
+    return inside("fps_msfp_compiled", FPS_FOLDER=str(folder))
+
+
+@pytest.mark.parametrize("case", ["whole plain", "whole lora", "blocks lora", "blocks sparse"])
+def test_compiled_models(compiled, case):
+    what, name = case.split()
+    found = compiled[what][name]
+    # The compiled parts are run as they are written, and the packed layers not compiled at all.
+    assert found["apart"] == [0.0, 0.0] and found["again"] == 0
+    assert "recompile_limit" not in compiled.log
+
+
+def test_a_compiled_model_with_little_memory(compiled):
+    assert compiled["little_memory"]["partly"] and compiled["little_memory"]["apart"] == [0.0, 0.0]
