@@ -23,6 +23,8 @@ from .timestep_lora_record import KEY, LoraRecord
 # The host's own name (comfy.patcher_extension); a host test holds it equal. This wrapper stands outside of everything
 # that anybody compiles, and is given the sigma of every sample.
 APPLY_MODEL = "apply_model"
+# Where PyTorch keeps what a compiled module was made of.
+COMPILED = "_orig_mod"
 NO_SIGMA = "the sampler does not say its sigma, so no LoRA acts."
 SIGMA_NAN = "the sampler's sigma is not a number, so no LoRA acts."
 
@@ -170,7 +172,7 @@ def find_layer(diffusion_model: Any, name: str) -> Any:
 
 def _plain(module: Any) -> Any:
     """Return what a compiled module was made of, anything else as it is."""
-    return module if module is None else module._modules.get("_orig_mod", module)
+    return module if module is None else module._modules.get(COMPILED, module)
 
 
 def linear_layers(diffusion_model: Any) -> dict[str, tuple[int, int]]:
@@ -179,5 +181,5 @@ def linear_layers(diffusion_model: Any) -> dict[str, tuple[int, int]]:
     for name, module in diffusion_model.named_modules():
         sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
         if all(isinstance(size, int) for size in sizes):
-            found[name.replace("_orig_mod.", "")] = sizes
+            found[".".join(part for part in name.split(".") if part != COMPILED)] = sizes
     return found

@@ -44,6 +44,19 @@ def test_other_ways_to_sample(results, name):
     check(results[name])
 
 
+WANS = {
+    "vace": "VaceWanModel", "camera": "CameraWanModel", "fun": "WanModel", "phantom": "WanModel",
+    "humo": "HumoWanModel", "wan2.2 5b": "WanModel",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WANS)
+def test_the_wan_family(results, name):
+    case = results["other_wans"][name]
+    check(case)
+    assert case["class"] == WANS[name]
+
+
 def test_strength_scales_and_zero_is_no_node(results):
     assert results["strengths"]["half"] < FLOAT32 and results["strengths"]["none"]
 

@@ -128,6 +128,7 @@ class Patcher:
         self.attachments: dict[str, Any] = {}
         self.wrappers: dict[str, dict[str, list]] = {}
         self.callbacks: dict[str, dict[str, list]] = {}
+        self.additional_models: dict[str, list] = {}
 
     def clone(self) -> Patcher:
         new = Patcher(self.model.diffusion_model)
@@ -135,6 +136,7 @@ class Patcher:
         new.model_options = {"transformer_options": _copied(self.model_options["transformer_options"])}
         new.attachments = dict(self.attachments)
         new.wrappers, new.callbacks = _copied(self.wrappers), _copied(self.callbacks)
+        new.additional_models = _copied(self.additional_models)
         return new
 
     def get_model_object(self, name: str) -> Any:
@@ -157,6 +159,12 @@ class Patcher:
 
     def remove_callbacks_with_key(self, call_type: str, key: str) -> None:
         self.callbacks.get(call_type, {}).pop(key, None)
+
+    def set_additional_models(self, key: str, models: list) -> None:
+        self.additional_models[key] = models
+
+    def get_additional_models_with_key(self, key: str) -> list:
+        return self.additional_models.get(key, [])
 
     def set_model_patch_replace(
         self, patch: Any, name: str, block_name: str, number: int, transformer_index=None
@@ -250,5 +258,5 @@ OPTION_KEYS = {"grid_sizes", "block_index", "sigmas", "sample_sigmas", "cond_or_
 PATCHER_METHODS = (
     "clone", "get_model_object", "set_attachments", "get_attachment",
     "add_wrapper_with_key", "remove_wrappers_with_key", "add_callback_with_key", "remove_callbacks_with_key",
-    "set_model_patch_replace",
+    "set_model_patch_replace", "set_additional_models", "get_additional_models_with_key",
 )  # fmt: skip

@@ -103,6 +103,36 @@ def case_image_to_video() -> dict:
     return compared(first, second, file, lambda m: sample(m, size=SIZE, steps=4, extra=extra))
 
 
+def case_other_wans() -> dict:
+    """Tokens in front and behind, control blocks, other channels: layers of the main blocks and of their own."""
+    import comfy.ldm.wan.model as wan
+    import comfy.sd
+    from fps_states import state_of, widened
+    from fps_tiny import tiny_wan
+
+    load = comfy.sd.load_diffusion_model_state_dict
+    latent = torch.randn(1, 16, 1, *SIZE[1:], generator=torch.Generator().manual_seed(3))
+    audio = torch.randn(1, SIZE[0], 8, 5, 1280, generator=torch.Generator().manual_seed(4))
+    kinds = {
+        "vace": (lambda: load(state_of(wan.VaceWanModel, in_dim=16, out_dim=16, vace_layers=1, vace_in_dim=96)), {}),
+        "camera": (lambda: load(state_of(wan.CameraWanModel, in_dim=32, out_dim=16)), {}),
+        "fun": (lambda: model_of("fun_ref"), {"extra": {"reference_latents": [latent]}}),
+        "phantom": (model_of, {"extra": {"time_dim_concat": latent}}),
+        "humo": (
+            lambda: load(state_of(wan.HumoWanModel, in_dim=16, out_dim=16)),
+            {"extra": {"reference_latents": [latent], "audio_embed": audio}},
+        ),
+        "wan2.2 5b": (lambda: load(widened(tiny_wan(), 48, 48)), {"channels": 48}),
+    }
+    found = {}
+    for name, (make, options) in kinds.items():
+        first, second = shifted(make()), shifted(make())
+        file = HubFile(f"kind {name}", linears(first, lambda n: "blocks." in n))
+        call = partial(sample, size=SIZE, steps=4, **options)
+        found[name] = compared(first, second, file, call) | {"class": type(first.model.diffusion_model).__name__}
+    return found
+
+
 def case_strengths() -> dict:
     first, second = (shifted(model) for model in pair(layers=2))
     file = HubFile("strengths", linears(first, in_blocks))
