@@ -19,6 +19,7 @@ from ..grid import TokenGrid
 from ..plan import Plans
 from ..schedule import Schedule
 from .recording import Launch, recording
+from .variants_msfp import MsfpVariant, msfp_variants
 
 GRIDS = {
     "720p": TokenGrid(21, 45, 80),  # 1280x720, 81 frames: every tile has the same number of live tokens
@@ -167,13 +168,13 @@ def _tunable(base: list[Variant]) -> list[Variant]:
     return table
 
 
-def variants() -> list[Variant]:
+def variants() -> list[Variant | MsfpVariant]:
     """Return every variant; a name occurs twice where cards keep the same configuration in other places."""
     table = _forward() + _others()
     tuned = ("fp8 x1 64", "fp8 x1 128", "fp8 x1 dense", "bf16 128", "int8 x1 128")
-    return table + _tunable([v for v in table if v.name in tuned])
+    return table + _tunable([v for v in table if v.name in tuned]) + msfp_variants()
 
 
-def cards_of(variant: Variant) -> tuple[int, ...]:
+def cards_of(variant: Variant | MsfpVariant) -> tuple[int, ...]:
     """Return the compute capabilities that a variant is for."""
     return variant.cards or CARDS[variant.kind]

@@ -55,16 +55,15 @@ class InputQuantizer:
 
     def ranges(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return scale and zero point, float32 and broadcast to ``x (..., features)``."""
+        # By a tensor: on a card, a division by a number multiplies by its reciprocal, and rounds differently.
+        top = _full(self.form.top, x.device)
         if self.mode == STATIC:
-            # As float32 divides them, everywhere the same.
-            scale = torch.full((1,), self.maxval, dtype=torch.float32, device=x.device) / self.form.top
-            zero = None if self.form.signed else torch.full((1,), self.zero, dtype=torch.float32, device=x.device)
-            return scale, zero
+            return _full(self.maxval, x.device) / top, None if self.form.signed else _full(self.zero, x.device)
         x = x.detach().float()
         if self.form.signed:
-            return x.abs().amax(-1, keepdim=True) * self.maxval / self.form.top, None
+            return x.abs().amax(-1, keepdim=True) * self.maxval / top, None
         low = x.amin(-1, keepdim=True)
-        return (x.amax(-1, keepdim=True) - low) * self.maxval / self.form.top, low
+        return (x.amax(-1, keepdim=True) - low) * self.maxval / top, low
 
     def reference(self, x: Tensor) -> Tensor:
         """Return ``x (..., features)`` rounded, in its own dtype. Plain torch."""
@@ -91,3 +90,7 @@ class InputQuantizer:
         if not form.signed and mode == STATIC and "zero" not in values:
             raise FormatError(f"an input in {form.name} has no zero point, which a static unsigned format needs")
         return InputQuantizer(form, mode, float(numbers["maxval"]), float(numbers["zero"]))
+
+
+def _full(number: float, device: torch.device) -> Tensor:
+    return torch.full((1,), number, dtype=torch.float32, device=device)

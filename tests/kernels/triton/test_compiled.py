@@ -45,6 +45,8 @@ INT8 = "IMMA.16832.S8.S8"
 def matrix(row: dict) -> list[str]:
     """Return the patterns of the matrix instructions that a kernel must have and to which all of its own belong."""
     variant, kernel, card = row["variant"], row["kernel"], row["card"]
+    if kernel == "packed_product":
+        return [re.escape(BF16[80])]
     if kernel not in ("sparse_attention_forward", "backward_queries", "backward_keys"):
         return []
     if kernel.startswith("backward") or variant.startswith("bf16"):
@@ -111,10 +113,14 @@ def test_machine_code(reports, same_compiler, name):
         assert row["carried"] == 0
     if row["descriptors"]:
         assert row["counts"].get("UTMALDG", 0) >= row["descriptors"]
-    if row["kernel"] == "write_tiles":
-        # Channels are contiguous on both sides.
+    if row["kernel"] in ("write_tiles", "round_all", "round_rows"):
+        # Neighbors are contiguous on both sides.
         assert any(found.startswith("LDG") for found in row["wide"]), row["wide"]
         assert any(found.startswith("STG") for found in row["wide"]), row["wide"]
+    if row["kernel"] == "dequantize_units":
+        # What is written weighs most; 4-bit codes come in words.
+        assert "STG.E.128" in row["wide"], row["wide"]
+        assert row["constants"]["BITS"] != 4 or "LDG.E.128" in row["wide"], row["wide"]
 
 
 def test_a_sum_carried_in_the_accumulator_is_noticed():

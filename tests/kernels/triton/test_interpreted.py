@@ -19,7 +19,15 @@ ROOT = HERE.parents[2]
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.parametrize(
-    "module", ["case_interpreter.py", "case_quantize.py", "case_forward.py", "case_backward.py", "case_backends.py"]
+    "module",
+    [
+        "case_interpreter.py",
+        "case_quantize.py",
+        "case_forward.py",
+        "case_backward.py",
+        "case_backends.py",
+        "case_msfp.py",
+    ],
 )
 def test_in_the_interpreter(module):
     path = os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")])
