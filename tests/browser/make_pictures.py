@@ -37,6 +37,7 @@ TITLES = {
     "wan2.1_compare_dense_and_fpsattention": ("Dense or sparse?", "same seed, two reports,\nside by side", "report"),
     "wan2.1_profile_schedule_sample": ("Profile", "measure your model,\nget a schedule, sample", "profile"),
     "wan2.1_search_head_patterns_sample": ("Head patterns", "a pattern for every head,\nfound on your model", "search"),
+    "wan2.1_t2v_msfp_with_timestep_lora": ("4 bits", "packed weights, a LoRA\nfor every noise level", "report"),
 }
 SHOWN = {"report": (50, 95, 890, 430), "profile": (40, 85, 870, 560), "search": (10, 60, 890, 270)}
 

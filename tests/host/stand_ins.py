@@ -12,6 +12,11 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from fpsattention.kernels.checkpoint import Header
+from fpsattention.kernels.msfp.file import PackedLayer, write_msfp
+from fpsattention.kernels.msfp.formats import FloatFormat
+from fpsattention.kernels.msfp.weights import WeightFormat, quantize_weight
+from fpsattention.kernels.timestep_lora import RouteTable, write_timestep_lora
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).parent.parent.parent
@@ -30,7 +35,9 @@ LOADERS = {
     "UNETLoader": ("diffusion_models", "unet_name"),
     "FPSAttentionLoadWan": ("diffusion_models", "model_name"),
     "VAELoader": ("vae", "vae_name"),
+    "FPSAttentionLoadMsfp": ("diffusion_models", "model_name"),
     "LoraLoaderModelOnly": ("loras", "lora_name"),
+    "FPSAttentionTimestepLora": ("loras", "lora_name"),
     "LoadImage": ("", "image"),
 }
 ENCODERS = {"CLIPLoader": ("text_encoders", "clip_name"), "CLIPVisionLoader": ("clip_vision", "clip_name")}
@@ -65,6 +72,10 @@ def offer(base: Path, graph: dict[str, Any], tiny: ModuleType, metadata: dict[st
         path.parent.mkdir(parents=True, exist_ok=True)
         if folder == "vae":
             shutil.copyfile(SMALL_VAE, path)
+        elif node["class_type"] == "FPSAttentionLoadMsfp":
+            msfp(path, tiny, metadata)
+        elif node["class_type"] == "FPSAttentionTimestepLora":
+            hub(path, tiny)
         elif folder == "loras":
             save_file(lora(tiny), path)
         elif not folder:
@@ -112,6 +123,33 @@ def lora(tiny: ModuleType, rank: int = 4) -> dict[str, torch.Tensor]:
             tensors[base + ".lora_A.weight"] = torch.randn(rank, tensor.shape[1], generator=generator) * 0.1
             tensors[base + ".lora_B.weight"] = torch.randn(tensor.shape[0], rank, generator=generator) * 0.1
     return tensors
+
+
+def msfp(path: Path, tiny: ModuleType, metadata: dict[str, str]) -> None:
+    """Write the tiny text-to-video model with a block's feed-forward layers in 4 bits."""
+    tensors, layers, packed = tiny.tiny_wan(), {}, {}
+    form = WeightFormat(FloatFormat.parse("e2m1"), "channel")
+    for layer in ("blocks.0.ffn.0", "blocks.0.ffn.2"):
+        weight = tensors.pop(f"{layer}.weight")
+        layers[layer] = PackedLayer(form, weight.shape[1])
+        packed[layer] = quantize_weight(weight, form, weight.abs().amax(1, keepdim=True) / form.form.top)
+    write_msfp(
+        path, layers, {name: weight.shape[0] for name, weight in packed.items()},
+        {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()},
+        [*tensors.items(), *packed.items()], scale_dtype=torch.float32, fingerprint="0" * 64,
+        header=Header.from_metadata(metadata),
+    )  # fmt: skip
+
+
+def hub(path: Path, tiny: ModuleType) -> None:
+    """Write a timestep-aware LoRA of two LoRAs for the tiny text-to-video model."""
+    generator, matrices = torch.Generator().manual_seed(4), {}
+    for name, tensor in tiny.tiny_wan().items():
+        if name.endswith("ffn.0.weight"):
+            rows, columns = tensor.shape
+            pair = (torch.randn(shape, generator=generator) * 0.1 for shape in ((2, 4, columns), (2, rows, 4)))
+            matrices[name.removesuffix(".weight")] = tuple(pair)
+    write_timestep_lora(path, matrices, RouteTable(((0.9, 1), (0.0, 0))), 1.0, base="0" * 64)
 
 
 def picture(path: Path) -> None:

@@ -20,6 +20,7 @@ SOURCES = {
     "wan2.1_t2v_1.3b_fpsattention": ["the model file"],
     "wan2.1_t2v_14b_fpsattention": ["the model file"],
     "wan2.1_search_head_patterns_sample": ["the head table"],
+    "wan2.1_t2v_msfp_with_timestep_lora": ["the model file"],
     "wan2.1_compare_dense_and_fpsattention": ["the schedule input", "the schedule input"],
 }
 GRIDS = {
@@ -54,6 +55,7 @@ def test_workflow_makes_a_video(server, tiny, stand_ins, name):
     for text, source in zip(reports, sources):
         assert f"FPSAttention: schedule from {source}" in text
         assert GRIDS.get(name, "3x7x9 = 189 tokens") in text and f"{stand_ins.STEPS} steps" in text
+    assert ("timestep-aware LoRA" in reports[0]) == ("timestep_lora" in name)
 
 
 def test_a_missing_file_is_named(server, stand_ins):

@@ -136,3 +136,20 @@ shorter video, or set `candidates` to paper.
 - Text encoder: `models/text_encoders/{text_encoder}`
 - VAE: `models/vae/{vae}`
 """
+
+FOUR_BITS = """## Wan2.1 in 4 bits, with a LoRA for every noise level
+
+**Load MSFP Wan** reads a model whose linear layers are packed in 4 bits and unpacks them one by one as they are used.
+**Timestep-aware LoRA** adds what the rounding took away: a file with several LoRAs per layer, of which the one for the
+current noise level acts. Its text says which one acts when, and whether it was made for this model.
+
+1. Neither file is published: make them with this pack's trainer (`python -m training.quantize`, then a run with
+   `[talora]`) and choose them in the two nodes.
+2. 4-bit model: `models/diffusion_models/{model}`
+3. Timestep-aware LoRA: `models/loras/{lora}`
+4. Text encoder: `models/text_encoders/{text_encoder}`
+5. VAE: `models/vae/{vae}`
+
+To see what the LoRA does, set *control after generate* of **KSampler** to `fixed`, queue, set the LoRA's `strength` to
+0, queue again. A schedule in the model file is applied; **FPSAttention Report** shows what every step ran.
+"""

@@ -42,10 +42,11 @@ from .parts import (
 # Node ids beyond the shared ones.
 PICTURE_ID, VISION, VISION_ENCODE, CONDITION, TRIM, LORA, PROFILE, PREVIEW = range(20, 28)
 SEED, DENSE_SCHEDULE, DENSE_APPLY, DENSE_SAMPLER, DENSE_REPORT, DENSE_DECODE, STITCH = range(30, 37)
-REPORT_TEXT, PROFILE_TEXT, SEARCH, SEARCH_TEXT = range(40, 44)
+REPORT_TEXT, PROFILE_TEXT, SEARCH, SEARCH_TEXT, HUB, HUB_TEXT = range(40, 46)
 
 SMALL, LARGE = "wan2.1_t2v_1.3B_fp16.safetensors", "wan2.1_t2v_14B_fp16.safetensors"
 I2V, VACE = "wan2.1_i2v_480p_14B_fp16.safetensors", "wan2.1_vace_1.3B_fp16.safetensors"
+MSFP_FILE, HUB_FILE = "wan2.1_t2v_1.3B_msfp.safetensors", "wan2.1_t2v_1.3B_msfp_talora.safetensors"
 LORA_FILE = "wan2.1_t2v_14b_lora_rank64_lightx2v_4step.safetensors"
 LORA_URL = f"https://huggingface.co/lightx2v/Wan2.1-Distill-Loras/resolve/main/{LORA_FILE}"
 
@@ -277,6 +278,23 @@ def search() -> list[Column]:
     ]
 
 
+def four_bits() -> list[Column]:
+    load = Node(
+        LOAD, "FPSAttentionLoadMsfp", 260, {"model_name": MSFP_FILE, "activations": "as trained"}, color=BLUE
+    )  # fmt: skip
+    hub = Node(
+        HUB, "FPSAttentionTimestepLora", 220, {"lora_name": HUB_FILE, "strength": 1.0}, {"model": (LOAD, 0)}, color=BLUE
+    )  # fmt: skip
+    return [
+        note(notes.FOUR_BITS, model=MSFP_FILE, lora=HUB_FILE),
+        Column("Models and size", 400, [load, *encoders(), size(832, 480)]),
+        Column("LoRA by noise level", 420, [hub, as_text((HUB, 1), "Which LoRA acts when", HUB_TEXT)]),
+        Column("Prompt", 420, prompts()),
+        Column("Sample", 340, [shift(8.0, (HUB, 0)), sampler((SHIFT, 0))]),
+        *ending("video/wan2.1_msfp", model=(HUB, 0)),
+    ]
+
+
 WORKFLOWS: dict[str, Callable[[], list[Column]]] = {
     "wan2.1_t2v_1.3b_fpsattention": lambda: trained(
         "T2V 1.3B", "wan2.1_t2v_1.3B_fpsattention.safetensors", 832, 480, 8.0, 6.0, "video/wan2.1_1.3b_fpsattention"
@@ -291,6 +309,7 @@ WORKFLOWS: dict[str, Callable[[], list[Column]]] = {
     "wan2.1_compare_dense_and_fpsattention": compare,
     "wan2.1_profile_schedule_sample": profile,
     "wan2.1_search_head_patterns_sample": search,
+    "wan2.1_t2v_msfp_with_timestep_lora": four_bits,
 }
 
 

@@ -30,6 +30,12 @@ OURS = {
     "FPSAttentionLoadWan": NodeType(
         "Load FPSAttention Wan", [], ["model_name", "weight_dtype"], [*MODEL, SCHEDULE, *TEXT]
     ),
+    "FPSAttentionLoadMsfp": NodeType(
+        "Load MSFP Wan", [], ["model_name", "activations"], [*MODEL, SCHEDULE, *TEXT]
+    ),
+    "FPSAttentionTimestepLora": NodeType(
+        "Timestep-aware LoRA", [("model", "MODEL")], ["lora_name", "strength"], [*MODEL, *TEXT]
+    ),
     "FPSAttentionApply": NodeType(
         "FPSAttention (Wan)", [("model", "MODEL"), SCHEDULE_OR_TEXT, HEADS], ["backend", "dense_blocks"], MODEL
     ),
