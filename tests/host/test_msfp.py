@@ -146,6 +146,13 @@ def test_the_host_knows_what_it_takes(host):
     assert 0 <= sizes["size"] - sizes["listed"] < 0.01 * sizes["size"]
 
 
+def test_codes_stay_in_the_file(host):
+    case = host["mapped"]
+    if case is None:
+        pytest.skip("this system does not say what is mapped")
+    assert case["mapped"] == case["layers"] == 21
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_loras_act_as_on_the_dequantized_model(host, mode):
     for name in ("whole", "half", "two"):

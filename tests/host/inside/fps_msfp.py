@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import comfy.hooks
 import comfy.model_management
@@ -72,6 +73,20 @@ def case_sizes() -> dict:
     size = sum(t.nbytes for t in [*tensors, *plain, *model.model.buffers()] if t is not None)
     listed = sum(entry[-4] for entry in model._load_list())
     return {"size": size, "told": model.model_size(), "clone": model.clone().model_size(), "listed": listed}
+
+
+def case_mapped() -> dict | None:
+    """How many packed layers have their codes in a mapping of the file itself; None where the system cannot tell."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return None
+    layers = packed_layers(load())
+    ranges = [line.split()[0].split("-") for line in maps.read_text().splitlines() if line.endswith("/t2v.safetensors")]
+    inside = [
+        any(int(start, 16) <= m.weight._qdata.data_ptr() < int(end, 16) for start, end in ranges)
+        for m in layers.values()
+    ]
+    return {"layers": len(layers), "mapped": sum(inside)}
 
 
 def case_lora() -> dict:
