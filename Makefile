@@ -5,7 +5,7 @@
 # make study-heads  the study of head patterns on that base (40 minutes on a core), also stopped and gone on with
 # make study-msfp   the study of 4-bit floating point on that base (TIMEHERE on a core), also stopped and gone on with
 # make gpu-smoke   on a machine with a CUDA card, run this first: every kernel once, checked, in three minutes
-# make gpu    what needs a CUDA card: benchmark, tests, head tables, whole step, training step, sanitizer
+# make gpu    what needs a CUDA card: benchmark, tests, head tables, 4-bit layers, whole step, training step, sanitizer
 #             (BUDGET=seconds, PARTS=bench,tests,heads,train,...)
 # make wheels what the benchmark can use beside torch, as wheels for a machine without network, into .wheels/
 #

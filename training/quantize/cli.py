@@ -56,8 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("what is quantized, and how")
     add = group.add_argument
     add("--model", metavar="FILE", help="a Wan file or folder (default: the tiny model of the pack)")
-    add("--out", metavar="FILE", help="the file to write (output/msfp/<model>-<bits>.safetensors)")
+    add("--out", metavar="FILE", help="the file to write (output/msfp/<model>-msfp4.safetensors)")
     add("--overwrite", action="store_true", help="replace a file that is there")
+    add("--form", choices=("msfp", "nvfp4"), default="msfp",
+        help="msfp: what the rest of this page is about, for Load MSFP Wan; nvfp4: ComfyUI's own 4-bit form of the "
+        "weights, for any of its loaders and for Blackwell's matrix units (needs comfy-kitchen)")  # fmt: skip
     add("--bits", type=int, choices=(4, 6, 8), default=4, help="bits of a weight (4)")
     add("--granularity", default="64", metavar="G",
         help="what shares a scale: 'tensor', 'channel', or a group of so many neighbors in a row (64)")  # fmt: skip

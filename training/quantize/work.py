@@ -28,7 +28,7 @@ from ..lora import linear_layers
 from ..model import for_inference, load_model
 from ..sample import sample
 from ..weights import Weights, open_weights
-from .cli import ASSETS, PUBLISHED, TINY
+from .cli import ASSETS, PUBLISHED, TINY, quantize_arguments
 from .layers import KEEPS, OBSERVED, kind_of, quantized_layers
 from .samples import InputSamples, check_samples, watched
 from .search_input import InputChoice, search_input
@@ -54,6 +54,9 @@ def quantize(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[s
     out = _target(args, path)
     device = pick_device(args.device, World())
     layers = _layers(args, weights)
+    if args.form == "nvfp4":
+        yield from _nvfp4(args, weights, layers, out, device)
+        return
     granularity = _granularity(args, weights, layers)
     samples = {} if args.inputs == NOTHING else _calibrate(args, weights, path, layers, device, out)
     inputs = {
@@ -77,8 +80,7 @@ def quantize(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[s
     facts = {"method": args.method, "trainer": TRAINER, "base_sha256": weights.sha256}
     _write(out, weights, kept, packed, granularity, fingerprint, facts)
 
-    size, numbers = out.stat().st_size, sum(math.prod(shape) for shape in weights.shape.tensors().values())
-    yield f"{out}: {size / 1e6:,.1f} MB, {8 * size / numbers:.2f} bits per weight ({2 * numbers / 1e6:,.1f} MB in bf16)"
+    yield _size(out, weights)
     yield from _summary(results)
     folder = out.with_name(f"{out.stem}-report")
     asked = {key: value for key, value in vars(args).items() if key not in ("no_plots", "overwrite", "device")}
@@ -86,12 +88,44 @@ def quantize(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[s
     yield f"report: {write_report(folder, results, observed, made, plots=not args.no_plots)}"
 
 
+def _nvfp4(
+    args: argparse.Namespace, weights: Weights, layers: list[str], out: Path, device: torch.device
+) -> Iterator[str]:
+    """Write ComfyUI's own 4-bit form."""
+    from .nvfp4 import nvfp4, nvfp4_layout, write_nvfp4
+
+    default = quantize_arguments()
+    for name in ("bits", "granularity", "inputs", "input_bits", "method"):
+        if getattr(args, name) != getattr(default, name):
+            raise QuantizeError(
+                f"--{name.replace('_', '-')} says nothing to --form nvfp4, which is one form; remove it"
+            )
+    nvfp4_layout()
+    names, packed, errors = {original: name for name, original in weights.original.items()}, {}, []
+    for name in tqdm(layers, desc="weights", unit="layer"):
+        try:
+            packed[name], error = nvfp4(weights.read(names[f"{name}.weight"]).to(device))
+        except ValueError as wrong:
+            raise QuantizeError(f"{weights.path}: layer {name}: {wrong}") from None
+        errors.append(error)
+    write_nvfp4(out, weights, packed)
+    yield _size(out, weights)
+    yield f"mean error of {len(layers)} weights {sum(errors) / len(errors):.4f}; any loader of ComfyUI takes the file"
+
+
+def _size(out: Path, weights: Weights) -> str:
+    size, numbers = out.stat().st_size, sum(math.prod(shape) for shape in weights.shape.tensors().values())
+    whole = 2 * numbers / 1e6
+    return f"{out}: {size / 1e6:,.1f} MB, {8 * size / numbers:.2f} bits per weight ({whole:,.1f} MB in bf16)"
+
+
 def _quantizer(inputs: Mapping[str, InputChoice], name: str):
     return inputs[name].quantizer if name in inputs else None
 
 
 def _target(args: argparse.Namespace, model: Path) -> Path:
-    name = f"{model.stem}-msfp{args.bits}.safetensors"
+    kind = "nvfp4" if args.form == "nvfp4" else f"msfp{args.bits}"
+    name = f"{model.stem}-{kind}.safetensors"
     path = Path(args.out or Path("output") / "msfp" / name).expanduser().absolute()
     if path.is_dir():
         raise QuantizeError(f"--out {args.out}: is a folder; name a file in it, such as {path / name}")
