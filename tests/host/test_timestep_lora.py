@@ -4,6 +4,9 @@ nothing of it left on a model that others share."""
 from __future__ import annotations
 
 import pytest
+import torch
+from fpsattention.training.comfy_host import PromptRejectedError
+from safetensors.torch import save_file
 
 RUNS = [
     "4 euler simple",
@@ -80,6 +83,13 @@ def test_low_memory(results):
     case = results["low_memory"]
     assert case["same"] and case["partly"] == [True, True] and case["dtype"] == "torch.float32"
     assert case["loaded"][0] < case["loaded"][1] / 2
+
+
+def test_dynamic_memory(inside):
+    case = inside("fps_timestep_lora_dynamic")["numbers"]
+    assert case["kinds"] == ["ModelPatcherDynamic"] * 2
+    assert case["apart"] < 1e-6 < 0.01 < case["changed"]
+    assert case["layers"][0] > 0 and case["layers"][1] == case["branches"], "each matrix has a place of its own"
 
 
 def test_weights_of_eight_bits(results):
@@ -174,3 +184,34 @@ def test_the_base_is_compared(results):
 
 def test_the_hosts_names(results):
     assert results["names"] == {"apply_model": True}
+
+
+def test_the_server_refuses_an_ordinary_lora_when_it_is_queued(server, tiny):
+    """And takes a hub; what is refused is said at the node that asks for it."""
+    from fpsattention.kernels.timestep_lora import RouteTable, write_timestep_lora
+
+    for kind in ("loras", "diffusion_models"):
+        (server.base / "models" / kind).mkdir(parents=True, exist_ok=True)
+    loras = server.base / "models" / "loras"
+    save_file(tiny.tiny_wan(layers=1), server.base / "models" / "diffusion_models" / "wan.safetensors")
+    save_file({"diffusion_model.blocks.0.ffn.0.lora_A.weight": torch.ones(4, 256)}, loras / "ordinary.safetensors")
+    matrices = {"blocks.0.ffn.0": (torch.ones(2, 4, 256), torch.ones(2, 512, 4))}
+    write_timestep_lora(loras / "hub.safetensors", matrices, RouteTable(((0.9, 1), (0.0, 0))), 0.5)
+    with pytest.raises(PromptRejectedError, match=r"ordinary\.safetensors is not a timestep-aware LoRA"):
+        server.prompt(graph("ordinary.safetensors"))
+    (text,) = server.prompt(graph("hub.safetensors"))["outputs"]["lora"]["text"]
+    assert text.splitlines() == [
+        "# hub.safetensors: 2 LoRAs of rank 4 for each of 1 layers, strength 0.5",
+        "sigma 1.0000 .. 0.9000   LoRA 1",
+        "sigma 0.9000 .. 0.0000   LoRA 0",
+    ]
+
+
+def graph(name: str) -> dict:
+    """A graph that asks for the node's text."""
+    inputs = {"model": ["wan", 0], "lora_name": name, "strength": 0.5}
+    return {
+        "wan": {"class_type": "UNETLoader", "inputs": {"unet_name": "wan.safetensors", "weight_dtype": "default"}},
+        "lora": {"class_type": "FPSAttentionTimestepLora", "inputs": inputs},
+        "see": {"class_type": "PreviewAny", "inputs": {"source": ["lora", 1]}},
+    }
