@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fpsattention.kernels.checkpoint import Header
 from fpsattention.kernels.schedule import Schedule
+from fpsattention.training.comfy_host import PromptRejectedError
 from fpsattention.training.quantized import load_quantized, quantized_layers
 
 KINDS, MODES = ("t2v", "i2v", "flf"), ("as trained", "full precision")
@@ -352,3 +353,37 @@ def test_compiled_models(compiled, case):
 
 def test_a_compiled_model_with_little_memory(compiled):
     assert compiled["little_memory"]["partly"] and compiled["little_memory"]["apart"] == [0.0, 0.0]
+
+
+def test_in_a_running_server(server, parts, tiny):
+    """Queued as a workflow: loaded, sampled, reported; a file of the wrong kind is refused before anything runs."""
+    models = server.base / "models" / "diffusion_models"
+    models.mkdir(parents=True, exist_ok=True)
+    parts.write_state(models / "packed.safetensors", tiny.tiny_wan(), header=Header(Schedule.parse(SCHEDULE)))
+    tiny.write_tiny_wan(models / "wide.safetensors")
+
+    def graph(name: str) -> dict:
+        conditioning = {seed: {"class_type": "FPSTestConditioning", "inputs": {"noise_seed": seed, "tokens": 512}}
+                        for seed in (0, 1)}  # fmt: skip
+        size = {"width": 128, "height": 96, "length": 5, "batch_size": 1}
+        sampler = {
+            "model": ["1", 0], "seed": 5, "steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple",
+            "positive": ["3", 0], "negative": ["2", 0], "latent_image": ["4", 0], "denoise": 1.0,
+        }  # fmt: skip
+        loader = {"model_name": name, "activations": "full precision"}
+        return {
+            "1": {"class_type": "FPSAttentionLoadMsfp", "inputs": loader},
+            "2": conditioning[0],
+            "3": conditioning[1],
+            "4": {"class_type": "EmptyHunyuanLatentVideo", "inputs": size},
+            "5": {"class_type": "KSampler", "inputs": sampler},
+            "6": {"class_type": "FPSAttentionReport", "inputs": {"latent": ["5", 0], "model": ["1", 0]}},
+        }
+
+    outputs = server.prompt(graph("packed.safetensors"))["outputs"]
+    assert "21 linear layers at 4.75 bits per weight" in outputs["1"]["text"][0]
+    report = outputs["6"]["text"][0]
+    assert "activations full precision" in report.splitlines()[0] and "2 steps, attention work" in report
+    with pytest.raises(PromptRejectedError) as refused:
+        server.prompt(graph("wide.safetensors"))
+    assert "load it with Load FPSAttention Wan" in json.dumps(refused.value.details)
