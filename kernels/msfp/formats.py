@@ -74,7 +74,7 @@ class FloatFormat:
         count = (1 << (self.exponent + self.mantissa)) - self.reserved
         return tuple(self._steps(code) for code in range(count))
 
-    @cached_property
+    @property  # not cached: compilers do not enter the lock of Python 3.11's cached_property
     def top(self) -> int:
         """The largest magnitude in steps: maxval over the scale."""
         return self._steps((1 << (self.exponent + self.mantissa)) - self.reserved - 1)

@@ -48,8 +48,10 @@ def _fake_quantize(x: Tensor, form: FloatFormat, scale: Tensor, zero: Tensor | N
 
 def _parts(x: Tensor, scale: Tensor, zero: Tensor | None) -> list[tuple[Tensor, Tensor, Tensor | None]]:
     """Return rows of ``x`` with their scales and zero points: as many as stay in a processor's cache, else all."""
+    if x.device.type != "cpu" or scale.shape[-1:] != (1,) or torch.compiler.is_compiling():
+        return [(x, scale, zero)]
     most = _BLOCK * torch.get_num_threads()
-    if x.device.type != "cpu" or x.numel() <= most or scale.shape[-1:] != (1,):
+    if x.numel() <= most:
         return [(x, scale, zero)]
     rows = max(1, most // x.shape[-1])
     parts = x.reshape(-1, x.shape[-1]).split(rows)

@@ -16,6 +16,7 @@ from fpsattention.training.attention import attention_state
 from fpsattention.training.export_file import convert, export_run
 from fpsattention.training.export_saved import export_state
 from fpsattention.training.loop import fit
+from fpsattention.training.lora import load_lora
 from fpsattention.training.model import for_inference, keep_full_precision, load_model
 from fpsattention.training.names import ModelError
 from fpsattention.training.quantized import (
@@ -214,3 +215,12 @@ def test_it_is_no_other_kind_of_file(path, tmp_path):
     with pytest.raises(ModelError, match="is an MSFP file, whose layers also quantize their inputs"):
         convert(path, tmp_path / "wan.safetensors")
     assert not (tmp_path / "wan.safetensors").exists()
+
+
+def test_an_ordinary_lora_is_refused(path, model, tmp_path):
+    names = ("lora_A.weight", "lora_B.weight")
+    sizes = ((2, 128), (64, 2))
+    lora = {f"diffusion_model.blocks.0.ffn.0.{name}": torch.zeros(size) for name, size in zip(names, sizes)}
+    save_file(lora, tmp_path / "lora.safetensors")
+    with pytest.raises(ModelError, match=r"is an ordinary LoRA, .* train a timestep-aware LoRA \(\[talora\]\) on it"):
+        load_lora(model, tmp_path / "lora.safetensors")

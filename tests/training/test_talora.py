@@ -134,20 +134,29 @@ def test_the_straight_through_gradient_is_the_softmaxs():
             torch.testing.assert_close(logits.grad[row, i], want)
 
 
-def test_recomputed_blocks_and_copies_give_the_same_gradients(path):
+def recomputed(run):
+    return lambda *args, **kwargs: checkpoint(run, *args, use_reentrant=False, **kwargs)
+
+
+@pytest.mark.parametrize("how", ["recomputed", "compiled"])
+def test_recomputed_and_compiled_copies_give_the_same_gradients(path, how):
     model = adapted(path)
     other = copy.deepcopy(model)
-
-    def recomputed(run):
-        return lambda *args, **kwargs: checkpoint(run, *args, use_reentrant=False, **kwargs)
-
     for block in other.blocks:
-        block.forward = recomputed(block.forward)
-    for one in (model, other):
-        forward(one, 0.9, 0.2).square().mean().backward()
-    for (name, p), (_, q) in zip(model.named_parameters(), other.named_parameters(), strict=True):
-        if p.requires_grad:
-            torch.testing.assert_close(q.grad, p.grad, rtol=1e-3, atol=1e-7, msg=name)
+        if how == "recomputed":
+            block.forward = recomputed(block.forward)
+        else:
+            block.compile(fullgraph=True, backend="aot_eager")
+    for sigmas in ((0.9, 0.2), (0.1, 0.6)):  # another route through the same graph
+        for one in (model, other):
+            one.zero_grad()
+            forward(one, *sigmas).square().mean().backward()
+        for (name, p), (_, q) in zip(model.named_parameters(), other.named_parameters(), strict=True):
+            if p.requires_grad:
+                # Sums in another order move a number over a rounding border now and then.
+                assert (q.grad - p.grad).norm() <= 1e-2 * p.grad.norm() + 1e-8, name
+    with torch.no_grad():
+        torch.testing.assert_close(forward(other, 0.9), forward(model, 0.9), rtol=1e-2, atol=1e-2)
 
 
 def test_it_goes_on_any_wan_and_computes_in_bf16():

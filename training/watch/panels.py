@@ -272,7 +272,9 @@ def _routes(run: Run) -> Panel | None:
         axes.figure.colorbar(picture, ax=axes, label="LoRA", ticks=range(count), shrink=0.9)
 
     now = ", ".join(f"{(grid[:, -1] == index).mean():.0%} of sigma to LoRA {index}" for index in used)
-    return Panel("Routes of the timestep-aware LoRA", f"Which LoRA acts at which noise level. At the end {now}.", draw)
+    return Panel(
+        "Routes of the timestep-aware LoRA", f"Which LoRA acts at which noise level. At step {steps[-1]} {now}.", draw
+    )
 
 
 def _speed(run: Run) -> Panel | None:
