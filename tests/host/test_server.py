@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 NODES = (
     "FPSAttentionLoadWan",
+    "FPSAttentionLoadMsfp",
     "FPSAttentionApply",
     "FPSAttentionSchedule",
     "FPSAttentionReport",
