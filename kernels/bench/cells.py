@@ -38,7 +38,7 @@ class Cell:
     """One measurement: ``kind`` says which, the other fields what of; ``limit`` is its time limit in seconds.
 
     ``grid`` is (t, h, w) in latent tokens; ``density`` the target in percent. The fields from ``model`` on
-    belong to the kind 'model'.
+    belong to the kind 'model'; 'msfp' has a ``model`` too.
     """
 
     id: str
@@ -229,6 +229,18 @@ def heads_cells(standin: bool) -> list[Cell]:
         Cell(f"heads-{r}-h{heads}-{label}", "heads", latent_grid(r, 81), heads, limit=240.0, dim=128, label=label)
         for r, heads, label in sizes
     ]
+
+
+def msfp_cells(standin: bool) -> list[Cell]:
+    """Return the cells of 4-bit linear layers: video, text and time tokens of both sizes of Wan."""
+    if standin:
+        grids = (("video", (2, 8, 8)), ("text", (1, 1, 512)), ("time", (1, 1, 1)))
+        return [Cell(f"msfp-tiny-{name}", "msfp", grid, limit=120.0, model="tiny") for name, grid in grids]
+    found = []
+    for model, resolutions in (("wan2.1-14b", ("720p", "480p")), ("wan2.1-1.3b", ("480p",))):
+        grids = [(r, latent_grid(r, 81)) for r in resolutions] + [("text", (1, 1, 512)), ("time", (1, 1, 1))]
+        found += [Cell(f"msfp-{model}-{name}", "msfp", grid, limit=120.0, model=model) for name, grid in grids]
+    return found
 
 
 def select(cells: list[Cell], only: str | None) -> list[Cell]:

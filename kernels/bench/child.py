@@ -90,6 +90,10 @@ def _kind(cell: Cell, device: torch.device, standin: bool, peers: str, save: Cal
         from . import heads_cell
 
         return heads_cell.run(cell, device, save)
+    if cell.kind == "msfp":
+        from . import msfp_cell
+
+        return msfp_cell.run(cell, device, save)
     if cell.kind == "model":
         from . import model
 

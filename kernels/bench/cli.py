@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--smoke", action="store_true", help="every kernel once, checked, and one small cell")
     p.add_argument("--tune", action="store_true", help="time every configuration of the forward kernels")
     p.add_argument("--heads", action="store_true", help="head tables: predicted and measured time, one call for all")
+    p.add_argument("--msfp", action="store_true", help="4-bit linear layers beside bf16 and FP8 ones")
     p.add_argument("--peers", default="all", metavar="NAMES", help="all, none (ours and torch's cuDNN), or names")
     p.add_argument("--list", action="store_true", help="print the cells in their order and measure nothing")
     p.add_argument("--retry", action="store_true", help="run failed and timed-out cells again")
@@ -124,13 +125,15 @@ def _cells(options: argparse.Namespace) -> list[Cell]:
         return cell_lists.tune_cells(options.standin)
     if options.heads:
         return cell_lists.heads_cells(options.standin)
+    if options.msfp:
+        return cell_lists.msfp_cells(options.standin)
     if options.standin:
         return cell_lists.standin_cells()
     return cell_lists.quick_cells() if options.quick else cell_lists.standard_cells()
 
 
 def _purpose(options: argparse.Namespace) -> str:
-    for name in ("smoke", "tune", "heads"):
+    for name in ("smoke", "tune", "heads", "msfp"):
         if getattr(options, name):
             return name
     return "benchmark"

@@ -26,6 +26,10 @@ def table(data: dict) -> str:
             from .heads_report import text
 
             parts.append(text(name, result, columns))
+        elif kind == "msfp" and result.get("status") == "ok":
+            from .msfp_cell import text
+
+            parts.append(text(name, result, columns))
         elif kind == "tune":
             parts.append(tuning(name, result))
         elif result.get("status") == "ok":

@@ -17,6 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from fpsattention.kernels.attention import backends, fps_attention
 from fpsattention.kernels.grid import TokenGrid
+from fpsattention.kernels.msfp import ops
+from fpsattention.kernels.msfp.formats import FloatFormat
+from fpsattention.kernels.msfp.inputs import InputQuantizer
+from fpsattention.kernels.msfp.packing import packed_width
+from fpsattention.kernels.msfp.weights import PackedWeight, WeightFormat
 from fpsattention.kernels.plan import AttentionPlan, BlockLists, Plans
 from fpsattention.kernels.schedule import Schedule
 
@@ -42,6 +47,23 @@ def main() -> None:
                         run(name, plan, *(normal(1, grid.tokens, HEADS, DIM) for _ in range(3)))
                         run(name, per_sample(plan), *views(2, grid.tokens))
                         print(f"{name}: {row}, {slots} slots, {grid.tokens} tokens", flush=True)
+    for form in ("e2m1", "ue2m2", "e2m3", "e4m3"):
+        packed_layers(FloatFormat.parse(form))
+        print(f"packed layers in {form}", flush=True)
+
+
+def packed_layers(form: FloatFormat) -> None:
+    """Run the kernels of packed layers on sizes that no block divides: few rows and many, inputs static and dynamic."""
+    rows, columns = 33, 72
+    packed = WeightFormat(form, 24)
+    codes = torch.randint(0, 256, (rows, packed_width(columns, form.bits)), device=DEVICE, dtype=torch.uint8)
+    scale = torch.ones(packed.scale_shape(rows, columns), device=DEVICE)
+    weight = PackedWeight(codes, scale, None if form.signed else scale, packed, columns)
+    for mode in ("static", "dynamic"):
+        for tokens in (1, 17, 99):
+            ops.linear(normal(tokens, columns), weight, normal(rows), InputQuantizer(form, mode, 1.0))
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def run(name: str, plan: AttentionPlan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from fpsattention.kernels.bench.store import newest, published  # noqa: E402
 
-PARTS = ("smoke", "bench", "tests", "heads", "model", "train", "tune", "sanitize", "report")
+PARTS = ("smoke", "bench", "tests", "heads", "msfp", "model", "train", "tune", "sanitize", "report")
 TAIL = 4000
 
 
@@ -71,6 +71,7 @@ def steps(options: argparse.Namespace, results: Path) -> list[Step]:
         # Some three minutes on a card; a stand-in tries the path on its smallest cell.
         Step("heads", "heads", ours("--heads", *(("--only", "small") if standin else ("--budget", "280"))), 300),
     ]
+    found.append(Step("msfp", "msfp", ours("--msfp", *(() if standin else ("--budget", "200"))), 260))
     sizes = (("wan2.1-14b", "720p", "15%"), ("wan2.1-1.3b", "480p", "15%"), ("wan2.1-14b", "720p", "balanced"))
     for model, resolution, schedule in sizes[: 1 if standin else 3]:
         named = ("--model", model, "--resolution", resolution, "--schedule", schedule, "--linears", "fp8")
