@@ -4,7 +4,9 @@ A step's record is a dict. Only ``step`` must be there; the trainer writes, over
 ``losses`` (per sample; None in a step that was skipped), ``lr``, ``samples``, ``sigma`` and ``phase`` (per sample),
 ``seconds``, ``data_seconds`` (of them, waiting for data), ``tokens``, ``flops`` (of the model, without recomputation),
 ``density`` (mean over the samples), ``memory`` (peak bytes of the main process), ``skipped`` (steps until now), and now
-and then ``block_norms`` and ``validation``.
+and then ``block_norms`` and ``validation``. With a weighting ``loss`` and ``losses`` are without it, and
+``weighted_loss`` is what is trained on. ``routes`` is, now and then, which LoRA a timestep-aware LoRA's router chooses
+at evenly spaced noise levels from 0 to 1.
 """
 
 from __future__ import annotations
