@@ -45,8 +45,8 @@ PLAIN, MSFP, LORA, TALORA, DFA = ARMS = ("plain", "msfp", "lora", "talora", "dfa
 TABLES = {"w4a4": "static", "w4": "none"}
 SEEDS = (0, 1, 2)
 # Of the fine-tunes. The hub's LoRAs together see as many samples as the single one.
-STEPS, RATE, RANK, HUB = 240, 5e-3, 8, 2
-HELD_OUT, VIDEOS, SAMPLING_STEPS = 12, 8, 18
+STEPS, RATE, RANK, HUB = 200, 5e-3, 8, 2
+HELD_OUT, VIDEOS, SAMPLING_STEPS = 6, 8, 18
 CALIBRATION = {"size": "192x128x29", "steps": 12, "cfg": 1.0, "shift": 3.0}
 SYNTHETIC_NUMBERS = 1 << 16
 
