@@ -26,6 +26,11 @@ def results(inside):
     return inside("fps_timestep_lora")
 
 
+@pytest.fixture(scope="module")
+def files(inside):
+    return inside("fps_timestep_lora_files")
+
+
 def check(case: dict, bound: float = FLOAT32) -> None:
     assert case["relative"] < bound
     assert case["changed"] > 100 * bound, "the LoRAs change what is sampled"
@@ -155,8 +160,8 @@ RUN = {
 
 
 @pytest.mark.parametrize("name", [*QUEUED, *RUN])
-def test_refusals(results, name):
-    queued, ran = results["refusals"][name]
+def test_refusals(files, name):
+    queued, ran = files["refusals"][name]
     if name in QUEUED:
         assert queued.startswith(QUEUED[name]) and ran == queued
     else:
@@ -164,12 +169,12 @@ def test_refusals(results, name):
     assert "\n" not in ran and ran.endswith(".")
 
 
-def test_a_good_file_is_taken(results):
-    assert results["refusals"]["good"] == ["", ""]
+def test_a_good_file_is_taken(files):
+    assert files["refusals"]["good"] == ["", ""]
 
 
-def test_the_base_is_compared(results):
-    cases = results["bases"]
+def test_the_base_is_compared(files):
+    cases = files["bases"]
     for name in ("same", "both plain"):
         assert cases[name]["notes"] == [[], []], name
     assert "# trained on this quantized model (aaaaaaaaaaaaaaaa)" in cases["same"]["text"]
