@@ -12,7 +12,7 @@ import torch
 interpreter.correct()
 
 from fpsattention.kernels import triton_runtime  # noqa: E402
-from fpsattention.kernels.msfp import ops, triton_msfp  # noqa: E402
+from fpsattention.kernels.msfp import op, ops, triton_msfp  # noqa: E402
 from fpsattention.kernels.msfp.formats import BITS, E4M3FN, FloatFormat  # noqa: E402
 from fpsattention.kernels.msfp.inputs import DYNAMIC, STATIC, InputQuantizer  # noqa: E402
 from fpsattention.kernels.msfp.packing import pack  # noqa: E402
@@ -122,7 +122,7 @@ def test_what_the_kernels_do_not_read_is_computed_by_torch(launched, caplog):
     for granularity, columns, words in ((CHANNEL, 20, "read rows in eights"), (12, 48, "read groups in eights")):
         weight = weight_of(form, granularity, 3, columns)
         assert words in ops.why_plain(weight, None, device)
-        ops._note.cache_clear()
+        op._note.cache_clear()
         with caplog.at_level("WARNING"):
             assert torch.equal(ops.dequantize(weight, torch.float32), dequantize_reference(weight))
             x = torch.randn(2, columns).bfloat16()
@@ -262,12 +262,12 @@ def test_ops_are_opaque_and_their_shapes_known():
     x = torch.randn(2, 3, 32)
     bias = torch.randn(8).bfloat16()
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    for op, arguments in (
-        (ops._dequantize, (*ops._flat(weight), torch.bfloat16)),
-        (ops._quantize_input, (x.transpose(0, 1), "e2m1", STATIC, 2.0, 0.0)),
-        (ops._product, (x.bfloat16(), *ops._flat(weight), bias)),
+    for each, arguments in (
+        (op.msfp_dequantize, (*op.flat(weight), torch.bfloat16)),
+        (op.msfp_quantize_input, (x.transpose(0, 1), "e2m1", STATIC, 2.0, 0.0)),
+        (op.msfp_product, (x.bfloat16(), *op.flat(weight), bias)),
     ):
-        torch.library.opcheck(op, arguments, test_utils=tests)
+        torch.library.opcheck(each, arguments, test_utils=tests)
 
 
 def test_compiled_layers_are_the_eager_ones():
