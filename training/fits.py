@@ -11,7 +11,8 @@ from .names import HEAD_DIM, KINDS, ModelError, WanShape, read_shape
 
 if TYPE_CHECKING:
     from ..kernels.head_table import HeadTable
-    from .config import Fp8LinearsSection, RunConfig
+    from .config import RunConfig
+    from .layer_settings import Fp8LinearsSection
 
 _NAMED = {
     "none": "text-to-video (16 channels)",

@@ -19,7 +19,7 @@ from .model import WanTransformer3DModel
 from .torchao_guard import torchao
 
 if TYPE_CHECKING:
-    from .config import Fp8LinearsSection
+    from .layer_settings import Fp8LinearsSection
 
 _log = logging.getLogger(__name__)
 

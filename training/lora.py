@@ -23,7 +23,7 @@ from .model import WanTransformer3DModel, model_shape
 from .names import ModelError, original_names
 
 if TYPE_CHECKING:
-    from .config import LoraSection
+    from .layer_settings import LoraSection
 
 PREFIX = "diffusion_model."
 

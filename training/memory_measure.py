@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from ..kernels.plan import AttentionPlan
 from ..kernels.schedule import Schedule
 from .attention import attention_state
-from .config import LoraSection
+from .layer_settings import LoraSection
 from .memory_constants import BlockCost
 from .model import WanTransformer3DModel, autocast, build, keep_full_precision
 from .names import WanShape

@@ -29,7 +29,7 @@ from .names import ModelError
 from .router import Router, even_router, straight_through
 
 if TYPE_CHECKING:
-    from .config import TaloraSection
+    from .layer_settings import TaloraSection
 
 ROUTE_SIGMAS = 64
 """Noise levels at which a run's log says the route."""

@@ -81,12 +81,14 @@ def decode(
     codes: Tensor, form: FloatFormat, scale: Tensor, zero: Tensor | None = None, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Return the values of codes (uint8), in ``dtype``."""
-    code = codes.to(torch.int32)
-    p, m = code >> form.mantissa & ((1 << form.exponent) - 1), code & ((1 << form.mantissa) - 1)
-    steps = torch.where(p > 0, m + (1 << form.mantissa), m).float().mul_(_power(p))
-    if form.signed:
-        steps = torch.where(code >> (form.bits - 1) > 0, -steps, steps)
+    steps = _table(form, codes.device).index_select(0, codes.flatten().int()).view(codes.shape)
     return _value(steps, scale, zero).to(dtype)
+
+
+def _table(form: FloatFormat, device: torch.device) -> Tensor:
+    """Return the value of every code in steps, float32; NaN for what is reserved."""
+    half = [*map(float, form.magnitudes), *[float("nan")] * form.reserved]
+    return torch.tensor([*half, *(-steps for steps in half)] if form.signed else half, device=device) + 0.0
 
 
 def _power(p: Tensor) -> Tensor:

@@ -51,8 +51,10 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
 ])  # fmt: skip
 def test_the_file_holds_what_was_asked_for(base, tmp_path, capsys, inputs, method, granularity, bits):
     out = tmp_path / "q.safetensors"
-    code, text, _ = run(capsys, "--model", str(base), "--out", str(out), "--inputs", inputs, "--method", method,
-                        "--granularity", granularity, "--bits", f"{bits}", "--input-bits", f"{bits}", *CLIPS)  # fmt: skip
+    asked = ["--inputs", inputs, "--method", method, "--granularity", granularity, "--bits", str(bits)]
+    code, text, _ = run(
+        capsys, "--model", str(base), "--out", str(out), *asked, "--input-bits", str(bits), *CLIPS
+    )  # fmt: skip
     assert code == 0 and str(out) in text
     file, whole = read_msfp(out), load_model(base)
     assert len(file.layers) == 2 * 10 and all(layer.weight.form.bits == bits for layer in file.layers.values())

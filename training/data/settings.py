@@ -42,11 +42,13 @@ Pair = Annotated[tuple[float, float], BeforeValidator(as_tuple)]
 Triples = Annotated[tuple[tuple[Frames, Side, Side], ...], BeforeValidator(_as_tuples)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+class Section(BaseModel):
+    """A table of the configuration: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
-class DataSet(_Section):
+class DataSet(Section):
     """One of several data sets that a run mixes: a folder, one file, or a JSONL list of files."""
 
     name: Annotated[str, Field(pattern=r"^[\w.+-]+$")]
@@ -70,7 +72,7 @@ class DataSet(_Section):
         return self
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Clips in, samples out. Unknown keys and wrong types are errors; so are sizes that Wan cannot take."""
 
     videos: Place | None = None
