@@ -3,7 +3,7 @@
 # make study-base   fetches the study's clips and trains the small base that its arms share (25 minutes on a core)
 # make study  the fidelity study: results, report and plots (ARGS="--budget 3600" stops in time, the next call goes on)
 # make study-heads  the study of head patterns on that base (40 minutes on a core), also stopped and gone on with
-# make study-msfp   the study of 4-bit floating point on that base (TIMEHERE on a core), also stopped and gone on with
+# make study-msfp   the study of 4-bit floating point on that base (80 minutes on a core), also stopped and gone on with
 # make gpu-smoke   on a machine with a CUDA card, run this first: every kernel once, checked, in three minutes
 # make gpu    what needs a CUDA card: benchmark, tests, head tables, 4-bit layers, whole step, training step, sanitizer
 #             (BUDGET=seconds, PARTS=bench,tests,heads,train,...)
