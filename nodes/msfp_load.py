@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from ..kernels.checkpoint import HeaderError
@@ -79,6 +80,15 @@ class FPSAttentionLoadMsfp(io.ComfyNode):
         except HeaderError as error:
             return str(error)
         return True
+
+    @classmethod
+    def fingerprint_inputs(cls, model_name: Any = None, activations: Any = None) -> str:
+        """Return what changes when the file does: a model may be quantized again under the same name."""
+        try:
+            stat = os.stat(file_path(model_name))
+        except (HeaderError, OSError):
+            return "no file"
+        return f"{stat.st_mtime_ns} {stat.st_size}"
 
     @classmethod
     def execute(cls, model_name: str, activations: str) -> io.NodeOutput:

@@ -14,7 +14,7 @@ from comfy.patcher_extension import CallbacksMP
 from comfy.utils import get_attr
 
 from .msfp_facts import KEY
-from .msfp_linear import MsfpLinear, extra_bytes
+from .msfp_linear import MsfpLinear, PackedWeightError, extra_bytes
 
 WEIGHT = ".weight"
 
@@ -31,6 +31,16 @@ class MsfpPatcher(ModelPatcher):
             return super().patch_weight_to_device(key, device_to, inplace_update, return_weight)
         layer.on_the_fly = LowVramPatch(key, self.patches) if key in self.patches else None
         return None
+
+    def model_state_dict(self, filter_prefix: str | None = None) -> dict[str, Any]:
+        """Return the host's; refuse for a part of the model, in which whoever extracts a LoRA looks for the patched
+        weights of loaded layers."""
+        if filter_prefix is not None and any(self._packed_layer(key) is not None for key in self.patches):
+            raise PackedWeightError(
+                "a LoRA cannot be extracted from an MSFP model that is patched; subtract it from the other model, not "
+                "the other from it, and use the LoRA at strength -1."
+            )
+        return super().model_state_dict(filter_prefix)
 
     def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> None:
         """Take LoRAs off the layers as well."""

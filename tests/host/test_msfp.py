@@ -203,7 +203,16 @@ def test_what_cannot_be_done_is_said(host):
     said = host["refused_on_the_model"]
     assert "use a LoRA loader without hooks" in said["hooks"]
     assert "an MSFP model cannot be saved" in said["saving"]
+    assert "subtract it from the other model, not the other from it" in said["extracting"]
     assert said["nothing saved"] and said["equal"]
+
+
+def test_extracting_a_lora_from_the_difference_to_another_model(host):
+    assert host["extracted"] == {"same": True}
+
+
+def test_a_file_that_is_written_again_is_loaded_again(host):
+    assert host["file_written_again"] == {"prints": 3, "first": "no file"}
 
 
 @pytest.mark.parametrize("mode", MODES)

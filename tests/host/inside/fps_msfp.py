@@ -213,8 +213,38 @@ def case_refused_on_the_model() -> dict:
     hooked.detach()
     said["saving"] = _sentence(lambda: comfy.sd.save_checkpoint(str(FOLDER / "saved.safetensors"), model))
     said["nothing saved"] = not (FOLDER / "saved.safetensors").exists()
+    said["extracting"] = _sentence(lambda: _extracted(model, model_of(seed=5)))
     said["equal"] = torch.equal(velocity(model), plain)
     return said
+
+
+def _extracted(model, subtracted) -> dict[str, torch.Tensor]:
+    """The difference of two models, as *Extract and Save Lora* finds it."""
+    from comfy_extras.nodes_lora_extract import LORAType, calc_lora_model
+    from comfy_extras.nodes_model_merging import ModelSubtract
+
+    rest = "diffusion_model.", "", {}, LORAType.FULL_DIFF
+    return calc_lora_model(ModelSubtract().merge(model, subtracted, 1.0)[0], 4, *rest)
+
+
+def case_extracted() -> dict:
+    """What is left of another model without this one: as without the dequantized one."""
+    other = model_of(seed=5)
+    mine, right = (_extracted(other, make()) for make in (load, ordinary))
+    return {"same": mine.keys() == right.keys() and all(torch.equal(mine[k], right[k]) for k in right)}
+
+
+def case_file_written_again() -> dict:
+    """A file under the same name: other than before, as one that is gone is."""
+    node = load_pack()["FPSAttentionLoadMsfp"]
+    load()
+    path = FOLDER / "again.safetensors"
+    prints = [node.fingerprint_inputs(model_name=path.name, activations=AS_TRAINED)]
+    for name in ("t2v", "half"):
+        path.write_bytes((FOLDER / f"{name}.safetensors").read_bytes())
+        prints.append(node.fingerprint_inputs(model_name=path.name, activations=AS_TRAINED))
+    path.unlink()
+    return {"prints": len(set(prints)), "first": prints[0]}
 
 
 def case_with_fpsattention() -> dict:
