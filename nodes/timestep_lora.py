@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from typing import Any
 
@@ -20,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "loras"
 ENDINGS = (".safetensors", ".sft")
+MOST_STRENGTH = 100.0
 _MOST_LINES = 60
 
 
@@ -53,8 +53,8 @@ class FPSAttentionTimestepLora(io.ComfyNode):
                 io.Float.Input(
                     "strength",
                     default=1.0,
-                    min=-100.0,
-                    max=100.0,
+                    min=-MOST_STRENGTH,
+                    max=MOST_STRENGTH,
                     step=0.01,
                     tooltip="How strongly every LoRA of the file acts: 1 as it was trained, 0 not at all.",
                 ),
@@ -155,8 +155,10 @@ def inspect_lora(lora_name: Any) -> TimestepLora:
 
 def lora_strength(value: Any) -> float:
     """Return ``value`` as a strength; raises ValueError with one sentence. The host looks at linked values no more."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"strength is {written(value)}; it must be a number, such as 1.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MOST_STRENGTH:
+        raise ValueError(
+            f"strength is {written(value)}; it must be a number of {-MOST_STRENGTH:g} to {MOST_STRENGTH:g}, such as 1."
+        )
     return float(value)
 
 

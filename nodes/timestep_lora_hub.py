@@ -13,6 +13,7 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 
+from ..kernels.checkpoint import HeaderError
 from ..kernels.timestep_lora import TimestepLora
 
 _Linear = comfy.ops.manual_cast.Linear
@@ -66,15 +67,17 @@ class Hub(torch.nn.Module):
 
 def load_hub(file: TimestepLora, strength: float, dtype: torch.dtype) -> Hub:
     """Return the LoRAs of ``file`` in ``dtype``, scaled by its scale and ``strength``. Raises HeaderError for values
-    that are not finite."""
+    that are not finite, in the file or once scaled."""
     factor = strength * file.scale
-    return Hub(
-        {
-            layer: [Branch(a, b, factor, dtype) for a, b in zip(first, second)]
-            for layer, first, second in file.tensors()
-        },
-        dtype,
-    )
+    layers = {}
+    for layer, first, second in file.tensors():
+        layers[layer] = [Branch(a, b, factor, dtype) for a, b in zip(first, second)]
+        if not all(bool(part.weight.isfinite().all()) for branch in layers[layer] for part in (branch.down, branch.up)):
+            raise HeaderError(
+                f"{file.path.name}: the LoRA of {layer} at scale {file.scale:g} and strength {strength:g} exceeds what "
+                f"{str(dtype).removeprefix('torch.')} holds; choose a smaller strength, or export it again."
+            )
+    return Hub(layers, dtype)
 
 
 def managed(hub: Hub, model: Any) -> Any:

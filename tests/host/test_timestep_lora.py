@@ -153,7 +153,11 @@ RUN = {
     "256 -> 512.",
     "other": "other.safetensors is for another model: it adapts double_blocks.0.img_mlp, which this one does not have.",
     "nan": "nan.safetensors: the LoRA of blocks.1.ffn.2 is not finite; export it again.",
-    "strength": "strength is nan; it must be a number, such as 1.",
+    "scaled": "scaled.safetensors: the LoRA of blocks.0.cross_attn.k at scale 1e+300 and strength 1 exceeds what "
+    "float32 holds; choose a smaller strength, or export it again.",
+    "strength": "strength is nan; it must be a number of -100 to 100, such as 1.",
+    "huge": "strength is 1e+30; it must be a number of -100 to 100, such as 1.",
+    "endless": "strength is 1" + "0" * 39 + " ... (int); it must be a number of -100 to 100, such as 1.",
     "no name": "lora_name is None, which is no file's name; choose a file in the node.",
     "no model": "the input 'model' got object, which is no diffusion model; connect the MODEL output of a loader.",
 }

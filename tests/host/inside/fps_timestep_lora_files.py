@@ -29,11 +29,13 @@ def case_refusals() -> dict:
     broken = {layer: (a.clone(), b.clone()) for layer, (a, b) in good.matrices.items()}
     broken["blocks.1.ffn.2"][1][0, 0, 0] = float("nan")
     kernel.write_timestep_lora(FOLDER / "nan.safetensors", broken, kernel.RouteTable(good.rows), 1.0)
+    kernel.write_timestep_lora(FOLDER / "scaled.safetensors", good.matrices, kernel.RouteTable(good.rows), 1e300)
     found = {}
-    names = ("ordinary", "damaged", "noise", "newer", "table", "wide", "other", "nan", "missing")
+    names = ("ordinary", "damaged", "noise", "newer", "table", "wide", "other", "nan", "scaled", "missing")
     for name in names:
         found[name] = _refusal(model, f"{name}.safetensors")
-    found["strength"] = _refusal(model, good.name, float("nan"))
+    for name, strength in {"strength": float("nan"), "huge": 1e30, "endless": 10**400}.items():
+        found[name] = _refusal(model, good.name, strength)
     found["no name"] = _refusal(model, None)
     found["no model"] = _refusal(object(), good.name)
     return found | {"good": _refusal(model, good.name)}
