@@ -19,7 +19,8 @@ _MEANING = {
     AS_TRAINED: "every input of these layers is rounded as the file says, as in training",
     FULL_PRECISION: "the inputs of these layers are not rounded; only the weights are",
 }
-_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "U8": 8}
+_NOTHING = "the file rounds no inputs, so either choice gives the same"
+_BITS = {"F32": 32, "BF16": 16, "U8": 8}
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,13 @@ def describe_msfp(facts: MsfpFacts, file: MsfpFile) -> str:
     """Return what the file is, a line per thing: layers, formats, inputs, and what ``activations`` does."""
     formats = Counter(f"{x.weight.form.name} per {_granularity(x.weight.granularity)}" for x in file.layers.values())
     inputs = Counter(_input(x.input) for x in file.layers.values())
+    rounds = any(x.input is not None for x in file.layers.values())
     return "\n".join(
         [
             f"# {facts.line}",
             f"# weights: {_counted(formats)}",
             f"# inputs: {_counted(inputs)}",
-            f"# activations {facts.activations}: {_MEANING[facts.activations]}",
+            f"# activations {facts.activations}: {_MEANING[facts.activations] if rounds else _NOTHING}",
             f"# {len(file.plain)} other tensors in their own precision; fingerprint {facts.fingerprint or 'none'}",
             "",
         ]

@@ -159,7 +159,7 @@ class MsfpLinear(_Plain):
         if return_weight:
             return weight
         raise PackedWeightError(
-            "a node wants to write into the 4-bit weights of an MSFP model; use a LoRA loader without hooks, or the "
+            "a node wants to write into the packed weights of an MSFP model; use a LoRA loader without hooks, or the "
             "model's file in full precision."
         )
 

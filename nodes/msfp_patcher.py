@@ -85,4 +85,4 @@ def _become(patcher: ModelPatcher) -> None:
 
 
 def _refuse_to_save(*_: Any, **__: Any) -> dict[str, torch.Tensor]:
-    raise ValueError("an MSFP model cannot be saved from here; its 4-bit file is what it was loaded from.")
+    raise ValueError("an MSFP model cannot be saved from here; its own file is what it was loaded from.")

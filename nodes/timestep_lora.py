@@ -173,11 +173,11 @@ def base_note(file: TimestepLora, have: str | None) -> str | None:
         )
     if file.base and have is None:
         return (
-            f"{name} was trained on a 4-bit model ({base}) and this model is not one: it acts, but corrects rounding "
-            "errors that this model does not make."
+            f"{name} was trained on a quantized model ({base}) and this model is not one: it acts, but corrects "
+            "rounding errors that this model does not make."
         )
     if have is not None and not file.base:
-        return f"{name} was trained on a model in full precision, and this one is quantized to 4 bits."
+        return f"{name} was trained on a model in full precision, and this one is quantized."
     return None
 
 

@@ -205,10 +205,7 @@ def test_what_cannot_be_done_is_said(host):
     assert "an MSFP model cannot be saved" in said["saving"]
     assert "subtract it from the other model, not the other from it" in said["extracting"]
     assert said["nothing saved"] and said["equal"]
-
-
-def test_extracting_a_lora_from_the_difference_to_another_model(host):
-    assert host["extracted"] == {"same": True}
+    assert host["extracted"]["same"], "the other way around, as it says, a LoRA comes out"
 
 
 def test_a_file_that_is_written_again_is_loaded_again(host):
@@ -237,6 +234,8 @@ def test_the_text_says_what_the_file_is(host):
     assert "# weights: e2m1 per channel (12 layers)" in text and "ue2m2 per group of 32 (3 layers)" in text
     assert "not rounded (3 layers)" in text and "unsigned ue2m2 static (3 layers)" in text
     assert "# activations as trained: every input of these layers is rounded" in text
+    alone = "# inputs: not rounded (21 layers)\n# activations as trained: the file rounds no inputs"
+    assert alone in host["trained_schedule"]["weights alone"]
 
 
 def test_a_stock_loader_refuses_in_its_own_words(host):

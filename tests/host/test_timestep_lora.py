@@ -184,7 +184,7 @@ def test_the_base_is_compared(files):
     assert "# trained on this quantized model (aaaaaaaaaaaaaaaa)" in cases["same"]["text"]
     for name, words in (
         ("another", "was trained on another quantization (aaaaaaaaaaaaaaaa) than this model's (bbbbbbbbbbbbbbbb)"),
-        ("plain model", "was trained on a 4-bit model (aaaaaaaaaaaaaaaa) and this model is not one"),
+        ("plain model", "was trained on a quantized model (aaaaaaaaaaaaaaaa) and this model is not one"),
         ("plain hub", "was trained on a model in full precision"),
     ):
         first, second = cases[name]["notes"]

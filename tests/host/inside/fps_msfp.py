@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from fps_msfp_models import (
     loaded,
     lora,
     ordinary,
+    packed_file,
     packed_layers,
     state_of_layers,
     velocity,
@@ -279,7 +281,15 @@ def case_trained_schedule() -> dict:
         "sparse": [s.sparse for s in runs(mine)[-1].steps.values()],
         "again": [s.sparse for s in runs(right)[-1].steps.values()],
         "header": pack_module("nodes.settings").file_header(model) is not None,
+        "weights alone": _text_of_weights_alone("sparse.safetensors"),
     }  # fmt: skip
+
+
+def _text_of_weights_alone(name: str) -> str:
+    """What would be said of the file if it rounded no inputs."""
+    facts, file = pack_module("nodes.msfp_facts"), packed_file(name)
+    file = replace(file, layers={layer: replace(kept, input=None) for layer, kept in file.layers.items()})
+    return facts.describe_msfp(facts.facts_of(name, file, AS_TRAINED), file)
 
 
 def _header() -> dict[str, str]:
