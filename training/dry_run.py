@@ -12,12 +12,13 @@ from .data.buckets import buckets_of, tokens
 from .data.settings import TEXT_TOKENS
 from .data.survey import survey
 from .distributed import DeviceError, World, pick_device
-from .fits import check_fits
+from .fits import check_fits, check_quantized
 from .flops import WITH_BACKWARD, forward_flops
 from .memory import Plan, copied_bytes, plan_memory, saved_bytes
 from .memory_advice import verdict
 from .names import HEAD_DIM, WanShape, planned_shape
 from .prepare import compute_dtype, data_grid
+from .weights import open_weights
 
 DENSITY_SAMPLES = 400
 
@@ -60,6 +61,8 @@ def describe_run(config: RunConfig, *, world: int | None = None, gpu_memory: flo
     shape, grid = planned_shape(config.model), data_grid(config.data)
     processes = check_processes(config, world or int(os.environ.get("WORLD_SIZE", "1")))
     check_fits(config, shape)
+    if config.model.path is not None and open_weights(config.model.path).msfp is not None:
+        check_quantized(config)
     # Asked about other machines, the plan is for GPUs, whatever this one has.
     cuda = gpu_memory is not None or world is not None or pick_device(config.device, World()).type == "cuda"
     lines, mean = phase_table(config, grid, shape.heads)

@@ -92,6 +92,7 @@ def test_nothing_is_replaced_unasked(base, tmp_path, capsys):
 @pytest.mark.parametrize("arguments, said", [
     (["--granularity", "48"], "does not divide into groups of 48"),
     (["--granularity", "4"], "at least 8"),
+    (["--granularity", "²"], "--granularity is '²'"),
     (["--granularity", "row"], "write tensor, channel, or a group's size"),
     (["--keep", "ffn.1"], "no block has such a layer"),
     (["--keep-blocks", "1"], "leave nothing of 2 blocks"),
@@ -128,6 +129,24 @@ def test_weights_that_are_not_finite(base, tmp_path, capsys):
     assert code == 2 and "blocks.1.ffn.0: 1 of its 32768 weights are not finite" in err and not out.exists()
     code, _, err = run(capsys, "--model", str(tmp_path / "broken.safetensors"), "--out", str(out), *CLIPS)
     assert code == 2 and "calibration" in err and "not finite" in err and not out.exists()
+    tensors = load_file(base)
+    tensors["blocks.1.self_attn.q.bias"][7] = float("nan")  # in a tensor that is not packed
+    save_file(tensors, tmp_path / "broken.safetensors")
+    code, _, err = run(capsys, "--model", str(tmp_path / "broken.safetensors"), "--out", str(out), "--inputs", "none")
+    assert code == 2 and "blocks.1.self_attn.q.bias: 1 of its 128 numbers are not finite" in err
+    assert [file.name for file in tmp_path.iterdir()] == ["broken.safetensors"]
+
+
+def test_models_of_odd_widths(tmp_path, capsys):
+    path, out = tmp_path / "odd.safetensors", tmp_path / "q.safetensors"
+    written(random_model(WanShape(128, 66, 1), 3), path)
+    asked = ["--model", str(path), "--out", str(out), "--granularity", "channel", "--inputs", "none", "--no-plots"]
+    code, _, err = run(capsys, *asked, "--bits", "6")
+    assert code == 2 and "--bits 6: layer blocks.0.ffn.2: a row of 66 codes" in err and "--keep ffn.2" in err
+    assert run(capsys, *asked, "--bits", "6", "--keep", "ffn.2")[0] == 0
+    written(random_model(WanShape(128, 64, 1, text_dim=16), 3), path)
+    code, _, err = run(capsys, "--model", str(path), "--out", str(tmp_path / "other.safetensors"), *CLIPS)
+    assert code == 2 and "text embeddings of width 16" in err and "--inputs none" in err
 
 
 def test_image_models_are_quantized_without_calibration_only(tmp_path, capsys):

@@ -87,6 +87,8 @@ def test_methods_are_held_to_their_formats():
 
 def test_inputs_that_say_nothing():
     assert search_input(torch.zeros(64, 8), 4).quantizer is None
+    for mode in ("static", "dynamic"):  # no file could hold such a range
+        assert search_input(torch.randn(64, 8) * 1e-37, 4, mode).quantizer is None
     constant = search_input(torch.full((64, 8), 0.37), 4)
     assert constant.error < 1e-6
     negative = search_input(torch.full((64, 8), -2.5), 4)

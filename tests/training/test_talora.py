@@ -12,6 +12,7 @@ from fpsattention.kernels.timestep_lora import read_timestep_lora
 from fpsattention.training.assemble import assemble
 from fpsattention.training.config import ConfigError, TaloraSection
 from fpsattention.training.distributed import World
+from fpsattention.training.dry_run import describe_run
 from fpsattention.training.export_file import export_run
 from fpsattention.training.export_saved import export_state
 from fpsattention.training.flow import Flow
@@ -288,7 +289,7 @@ BAD = {
     "an unknown target": ({"talora": {"targets": ["attn1.to_q"]}}, "talora.targets: no block has .* 'attn1.to_q'"),
     "no teacher": ({"loss": {"teacher": 1.0}}, "no teacher of its own; set loss.teacher_path"),
     "an ordinary LoRA": ({"talora": None, "lora": {}}, r"use \[talora\] in place of \[lora\], with hub = 1"),
-    "FP8 on MSFP": ({"talora": None, "fp8_linears": {}}, r"quantized already; remove \[fp8_linears\]"),
+    "FP8 on MSFP": ({"talora": None, "fp8_linears": {"skip_first": 0, "skip_last": 0}}, "whose linear layers are quantized already"),
     "FP8 out": ({"talora": None, "output__dtype": "fp8"}, "output.dtype is the precision of what is not packed"),
     "an unknown weighting": ({"loss": {"weighting": "snr"}}, "loss.weighting is 'snr'"),
 }
@@ -300,6 +301,8 @@ def test_what_does_not_go_together_is_one_sentence(run_config, which):
     with pytest.raises(ConfigError, match=words) as error:
         assemble(run_config(**changes), World(), torch.device("cpu"))
     assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match=words):
+        describe_run(run_config(**changes))
 
 
 def test_a_hub_for_another_model_is_refused(run_config, path, samples, tmp_path, wan):

@@ -22,6 +22,8 @@ TAIL = 0.001
 # Numbers that a static search looks at, and the largest values that it tries: shares of the whole reach.
 VALUES = 1 << 16
 COARSE, FINE, LEAST_SHARE = 32, 8, 1 / 64
+# An input that stays below is 0 for all that follows: no range could be written for it.
+LEAST_REACH = 1e-24
 ZERO_TAILS = (0.0, 0.001, 0.01, 0.1)
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 METHODS = ("msfp", "signed", "int")
@@ -31,7 +33,7 @@ METHODS = ("msfp", "signed", "int")
 class InputChoice:
     """What was chosen for a layer, and what else was tried: mean squared errors over the input's mean square.
 
-    ``quantizer`` is None where the input is always 0: there is nothing to round.
+    ``quantizer`` is None where the input is always 0, or as good as 0: there is nothing to round.
     """
 
     quantizer: InputQuantizer | None
@@ -57,7 +59,7 @@ def search_input(tokens: Tensor, bits: int, mode: str = STATIC, method: str = "m
     tokens = tokens.float()
     values = _some(tokens.flatten())
     power = float(values.double().square().mean())
-    if power == 0.0:
+    if float(values.abs().max()) < LEAST_REACH:
         return InputChoice(None, 0.0, 0.0, None, 0.0, 0.0)
     best = _static if mode == STATIC else _dynamic
     skew, sample = asymmetry(values), values if mode == STATIC else tokens

@@ -19,7 +19,7 @@ from ...kernels.msfp.formats import FormatError, candidates
 from ...kernels.msfp.packing import packed_width
 from ...kernels.msfp.weights import CHANNEL, TENSOR, PackedWeight, WeightFormat
 from ..config import ConfigError
-from ..data.text import ZEROS
+from ..data.text import TEXT_DIM, ZEROS
 from ..distributed import World, pick_device
 from ..evaluation.request import EvaluationError, read_prompts, read_seeds, read_size, run_dtype
 from ..evaluation.texts import encode_prompts
@@ -158,7 +158,7 @@ def _layers(args: argparse.Namespace, weights: Weights) -> list[str]:
 
 def _granularity(args: argparse.Namespace, weights: Weights, layers: list[str]) -> str | int:
     text = args.granularity
-    granularity = int(text) if text.isdigit() else text
+    granularity = int(text) if text.isascii() and text.isdigit() else text
     if granularity not in (TENSOR, CHANNEL) and not isinstance(granularity, int):
         raise QuantizeError(f"--granularity is '{text}'; write tensor, channel, or a group's size such as 64")
     shapes = weights.shape.tensors()
@@ -166,9 +166,13 @@ def _granularity(args: argparse.Namespace, weights: Weights, layers: list[str]) 
         form = WeightFormat(candidates(args.bits, True)[0], granularity)
         for name in layers:
             form.scale_shape(*shapes[f"{name}.weight"])
-            packed_width(shapes[f"{name}.weight"][1], args.bits)
     except FormatError as error:
         raise QuantizeError(f"--granularity {text}: {error}") from None
+    for name in layers:
+        try:
+            packed_width(shapes[f"{name}.weight"][1], args.bits)
+        except FormatError as error:
+            raise QuantizeError(f"--bits {args.bits}: layer {name}: {error}; --keep {kind_of(name)}") from None
     return granularity
 
 
@@ -180,6 +184,11 @@ def _calibrate(
         raise QuantizeError(
             f"{path}: is an image-to-video model, which needs a picture for every calibration clip; quantize its "
             "weights alone (--inputs none)"
+        )
+    if weights.shape.text_dim != TEXT_DIM:
+        raise QuantizeError(
+            f"{path}: takes text embeddings of width {weights.shape.text_dim}, UMT5's have {TEXT_DIM}; "
+            "quantize its weights alone (--inputs none)"
         )
     usual = PUBLISHED if args.model else TINY
     chosen = {name: usual[name] if getattr(args, name) is None else getattr(args, name) for name in usual}
@@ -237,7 +246,13 @@ def _write(
         yield from packed.items()
         for name, original in weights.original.items():
             if original in plain:
-                yield original, weights.read(name).to(plain[original][0])
+                tensor = weights.read(name)
+                if broken := int((~tensor.isfinite()).sum()):
+                    raise QuantizeError(
+                        f"{weights.path}: {original}: {broken} of its {tensor.numel()} numbers are not finite; give a "
+                        "sound file"
+                    )
+                yield original, tensor.to(plain[original][0])
 
     write_msfp(
         out,
