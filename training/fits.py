@@ -42,6 +42,8 @@ def check_fits(config: RunConfig, shape: WanShape) -> None:
 
 def check_quantized(config: RunConfig) -> None:
     """Refuse what an MSFP model cannot be trained with; raises ConfigError with one sentence."""
+    from .weights import open_weights
+
     what = f"{config.model.path or 'the model'} is an MSFP model"
     if config.lora is not None:
         raise ConfigError(
@@ -54,6 +56,11 @@ def check_quantized(config: RunConfig) -> None:
         raise ConfigError(
             f"{what}, which is no teacher of its own; set loss.teacher_path to the Wan in full precision that it was "
             "made of"
+        )
+    if config.loss.teacher_path is not None and open_weights(config.loss.teacher_path).msfp is not None:
+        raise ConfigError(
+            f"{what}, and loss.teacher_path {config.loss.teacher_path} is an MSFP file too; set it to the Wan in full "
+            "precision that the model was made of"
         )
     if config.output.dtype == "fp8":
         raise ConfigError(

@@ -87,6 +87,10 @@ def test_nothing_is_replaced_unasked(base, tmp_path, capsys):
     assert code == 2 and "is there already" in err and out.read_bytes() == b"mine"
     code, _, _ = run(capsys, "--model", str(base), "--out", str(out), "--inputs", "none", "--overwrite", "--no-plots")
     assert code == 0 and read_msfp(out).layers
+    for form in ("msfp", "nvfp4"):
+        again = tmp_path / "again.safetensors"
+        code, _, err = run(capsys, "--model", str(out), "--out", str(again), "--form", form)
+        assert code == 2 and "is quantized already" in err and not again.exists()
 
 
 @pytest.mark.parametrize("arguments, said", [

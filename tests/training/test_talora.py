@@ -289,7 +289,10 @@ BAD = {
     "an unknown target": ({"talora": {"targets": ["attn1.to_q"]}}, "talora.targets: no block has .* 'attn1.to_q'"),
     "no teacher": ({"loss": {"teacher": 1.0}}, "no teacher of its own; set loss.teacher_path"),
     "an ordinary LoRA": ({"talora": None, "lora": {}}, r"use \[talora\] in place of \[lora\], with hub = 1"),
-    "FP8 on MSFP": ({"talora": None, "fp8_linears": {"skip_first": 0, "skip_last": 0}}, "whose linear layers are quantized already"),
+    "FP8 on MSFP": (
+        {"talora": None, "fp8_linears": {"skip_first": 0, "skip_last": 0}},
+        r"quantized already; remove \[fp8_linears\]",
+    ),
     "FP8 out": ({"talora": None, "output__dtype": "fp8"}, "output.dtype is the precision of what is not packed"),
     "an unknown weighting": ({"loss": {"weighting": "snr"}}, "loss.weighting is 'snr'"),
 }
@@ -303,6 +306,11 @@ def test_what_does_not_go_together_is_one_sentence(run_config, which):
     assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match=words):
         describe_run(run_config(**changes))
+
+
+def test_a_quantized_teacher_is_refused(run_config, path):
+    with pytest.raises(ConfigError, match=r"loss.teacher_path .* is an MSFP file too"):
+        describe_run(run_config(loss={"teacher": 1.0, "teacher_path": str(path)}))
 
 
 def test_a_hub_for_another_model_is_refused(run_config, path, samples, tmp_path, wan):

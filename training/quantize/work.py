@@ -51,6 +51,8 @@ def quantize(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[s
     if not path.exists():
         raise QuantizeError(f"--model {path}: there is no such file; check the path")
     weights = open_weights(path)
+    if weights.msfp is not None:
+        raise QuantizeError(f"{path}: is quantized already (MSFP); give the Wan in full precision that it was made of")
     out = _target(args, path)
     device = pick_device(args.device, World())
     layers = _layers(args, weights)
