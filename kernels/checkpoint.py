@@ -300,19 +300,25 @@ def _metadata(header: Header | None, extra: dict[str, str] | None) -> dict[str, 
     return {"format": "pt", **(extra or {}), **(header.to_metadata() if header else {})}
 
 
+def check_space(path: Path, needed: int) -> None:
+    """Raise CheckpointError if the disk of ``path`` has no room for so many bytes; its folder need not be there yet."""
+    needed += FREE_SPACE_MARGIN
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CheckpointError(
+            f"{path.parent} has {free >> 20} MiB free, {path.name} needs {needed >> 20} MiB; "
+            "free some space or write elsewhere."
+        )
+
+
 @contextlib.contextmanager
 def replacing(path: Path, needed: int) -> Iterator[Path]:
     """Give an empty file beside ``path`` to write to, which takes its place if the body succeeds and else vanishes."""
-    needed += FREE_SPACE_MARGIN
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(path.parent).free
-        if free < needed:
-            raise CheckpointError(
-                f"{path.parent} has {free >> 20} MiB free, {path.name} needs {needed >> 20} MiB; "
-                "free some space or write elsewhere."
-            )
+        check_space(path, needed)
         temporary.touch()
         yield temporary
         with temporary.open("rb+") as file:

@@ -53,7 +53,8 @@ def test_the_file_holds_what_was_asked_for(base, tmp_path, capsys, inputs, metho
     out = tmp_path / "q.safetensors"
     asked = ["--inputs", inputs, "--method", method, "--granularity", granularity, "--bits", str(bits)]
     code, text, _ = run(
-        capsys, "--model", str(base), "--out", str(out), *asked, "--input-bits", str(bits), *CLIPS
+        capsys, "--model", str(base), "--out", str(out), *asked, "--input-bits", str(bits),
+        *(CLIPS if inputs != "none" else []),
     )  # fmt: skip
     assert code == 0 and str(out) in text
     file, whole = read_msfp(out), load_model(base)
@@ -107,12 +108,27 @@ def test_nothing_is_replaced_unasked(base, tmp_path, capsys):
     (["--tokens", "0"], "--tokens is 0"),
     (["--out", "x.bin"], ".safetensors"),
     (["--form", "nvfp4", "--bits", "6"], "--bits says nothing to --form nvfp4"),
+    (["--inputs", "none", "--steps", "3"], "--steps says nothing to --inputs none"),
 ])  # fmt: skip
 def test_what_cannot_be_done_is_one_sentence(base, tmp_path, capsys, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
     code, out, err = run(capsys, "--model", str(base), *arguments)
     assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1 and said in err
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_full_disk_is_said_before_the_work(base, tmp_path, capsys, monkeypatch):
+    full = type("Usage", (), {"free": 1 << 20})
+    monkeypatch.setattr("fpsattention.kernels.checkpoint.shutil.disk_usage", lambda _: full)
+    out = tmp_path / "new" / "q.safetensors"
+    code, text, err = run(capsys, "--model", str(base), "--out", str(out))
+    assert code == 2 and text == "" and "1 MiB free" in err and not out.parent.exists()
+
+
+def test_prompts_that_nobody_reads_are_said(base, tmp_path, capsys):
+    out = tmp_path / "q.safetensors"
+    code, text, err = run(capsys, "--model", str(base), "--out", str(out), "--prompts", "a fox", "--no-plots", *CLIPS)
+    assert code == 0 and "without --text-encoder prompts are not read" in err and "- of" not in text
 
 
 def test_models_that_are_none(tmp_path, capsys, base):

@@ -6,14 +6,14 @@ import argparse
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ...kernels.checkpoint import Header
+from ...kernels.checkpoint import Header, check_space
 from ...kernels.msfp.file import PackedLayer, fingerprint_of, write_msfp
 from ...kernels.msfp.formats import FormatError, candidates
 from ...kernels.msfp.packing import packed_width
@@ -35,6 +35,8 @@ from .search_input import InputChoice, search_input
 from .search_weight import default_scale_dtype, search_weight
 
 NOTHING = "none"
+# What says how calibration clips are sampled.
+CLIPS = ("prompts", "text_encoder", "negative", "seeds", "size", "steps", "cfg", "shift", "tokens", "dtype")
 
 
 class QuantizeError(ConfigError):
@@ -60,6 +62,11 @@ def quantize(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[s
         yield from _nvfp4(args, weights, layers, out, device)
         return
     granularity = _granularity(args, weights, layers)
+    check_space(out, _bytes(args.bits, granularity, weights, layers))
+    if args.inputs == NOTHING:
+        _refuse_idle(args, CLIPS, "--inputs none, which samples no clip")
+    elif args.prompts and args.text_encoder == ZEROS:
+        say("without --text-encoder prompts are not read: calibration sees no text")
     samples = {} if args.inputs == NOTHING else _calibrate(args, weights, path, layers, device, out)
     inputs = {
         name: search_input(found.tokens, args.input_bits, args.inputs, args.method)
@@ -96,12 +103,8 @@ def _nvfp4(
     """Write ComfyUI's own 4-bit form."""
     from .nvfp4 import nvfp4, nvfp4_layout, write_nvfp4
 
-    default = quantize_arguments()
-    for name in ("bits", "granularity", "inputs", "input_bits", "method"):
-        if getattr(args, name) != getattr(default, name):
-            raise QuantizeError(
-                f"--{name.replace('_', '-')} says nothing to --form nvfp4, which is one form; remove it"
-            )
+    settings = ("bits", "granularity", "inputs", "input_bits", "method", *CLIPS)
+    _refuse_idle(args, settings, "--form nvfp4, which is one form, of weights alone")
     nvfp4_layout()
     names, packed, errors = {original: name for name, original in weights.original.items()}, {}, []
     for name in tqdm(layers, desc="weights", unit="layer"):
@@ -113,6 +116,27 @@ def _nvfp4(
     write_nvfp4(out, weights, packed)
     yield _size(out, weights)
     yield f"mean error of {len(layers)} weights {sum(errors) / len(errors):.4f}; any loader of ComfyUI takes the file"
+
+
+def _refuse_idle(args: argparse.Namespace, names: Sequence[str], what: str) -> None:
+    """Refuse options that were given and say nothing to ``what``."""
+    default = quantize_arguments()
+    for name in names:
+        if getattr(args, name) != getattr(default, name):
+            raise QuantizeError(f"--{name.replace('_', '-')} says nothing to {what}; remove it")
+
+
+def _bytes(bits: int, granularity: str | int, weights: Weights, layers: Sequence[str]) -> int:
+    """Return what the file will take."""
+    form, scale = WeightFormat(candidates(bits, True)[0], granularity), default_scale_dtype(granularity).itemsize
+    packed, total = {f"{name}.weight" for name in layers}, 0
+    for name, shape in weights.shape.tensors().items():
+        count = math.prod(shape)
+        if name in packed:
+            total += count * bits // 8 + scale * math.prod(form.scale_shape(*shape))
+        else:
+            total += count * _plain_dtype(name, shape).itemsize
+    return total
 
 
 def _size(out: Path, weights: Weights) -> str:
@@ -290,5 +314,5 @@ def _summary(results: list) -> Iterator[str]:
         yield (
             f"{kind:16} {mean(one.weight.error for one in group):>12} {mean(one.weight.integer for one in group):>8}   "
             f"{mean(one.error for one in chosen):>12} {mean(one.signed for one in chosen):>8} "
-            f"{mean(one.integer for one in chosen):>8}   {unsigned} of {len(group)}"
+            f"{mean(one.integer for one in chosen):>8}   {f'{unsigned} of {len(group)}' if chosen else '-'}"
         )
