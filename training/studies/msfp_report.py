@@ -86,10 +86,26 @@ def readme_block(found: dict[str, Any]) -> str:
         "",
         f"A study on a small base (4.8 M parameters, trained on real clips), {facts['seeds']} seeds, mean and spread: "
         f"flow-matching loss on {facts['held_out']} held-out clips, and PSNR of {facts['videos']} sampled videos "
-        "against the full-precision model's from the same noise. It shows that the parts work together; it says "
-        "nothing about Wan2.1 1.3B or 14B. All tables: [docs/studies/msfp.md](docs/studies/msfp.md).",
+        "against the full-precision model's from the same noise. "
+        f"{_against_one(tables)} It says nothing about Wan2.1 1.3B or 14B. All tables: "
+        "[docs/studies/msfp.md](docs/studies/msfp.md).",
     ]
     return "\n".join(lines)
+
+
+def _against_one(tables: dict[str, list[dict]]) -> str:
+    """Say what the hub and the loss change against one LoRA, and whether it is more than seeds change."""
+    said = []
+    for name, words in ((TALORA, "the hub"), (DFA, "the hub with the denoising-factor loss")):
+        parts, beyond = [], False
+        for rows in tables.values():
+            one, other = (next(row for row in rows if row["arm"] == arm) for arm in (LORA, name))
+            loss, video = (other[key][0] - one[key][0] for key in ("excess", "psnr"))
+            beyond |= any(abs(d) > max(one[k][1], other[k][1]) for d, k in ((loss, "excess"), (video, "psnr")))
+            parts.append(f"{100 * loss:+.2f} points and {video:+.1f} dB")
+        spread = "more than the seeds differ by somewhere" if beyond else "no more than the seeds differ by"
+        said.append(f"{words} makes a difference of {parts[0]}, with weights alone {parts[1]} ({spread})")
+    return f"Against one LoRA of the same rank {'; '.join(said)}."
 
 
 def _plus(pair: tuple[float, float]) -> str:
@@ -148,8 +164,12 @@ def _markdown(found: dict[str, Any], tables: dict[str, list[dict]], rows: Sequen
                 f"{_plus(row['weighted'])} | {row['closed']:.0%} | {_decibel(row['psnr'])} |"
             )
         lines += ["", *_steps(summarized), ""]
+        if TABLES[table] == "none":
+            lines += ["Weights alone need no calibration clips: the first two rows do not depend on the seed.", ""]
     lines += [
         f"![loss and PSNR per step]({stem}.png)",
+        "",
+        _against_one(tables),
         "",
         "*Gap closed*: the share of the first row's excess that is gone. *Weighted*: the same losses with each noise "
         "level weighed by the sampler's step there, which is what the denoising-factor loss trains for.",
