@@ -72,19 +72,20 @@ class FloatFormat:
     def magnitudes(self) -> tuple[int, ...]:
         """The magnitude of every code without its sign bit, in steps, ascending."""
         count = (1 << (self.exponent + self.mantissa)) - self.reserved
-        return tuple(self._steps(code) for code in range(count))
+        return tuple(self.steps(code) for code in range(count))
 
     @property  # not cached: compilers do not enter the lock of Python 3.11's cached_property
     def top(self) -> int:
         """The largest magnitude in steps: maxval over the scale."""
-        return self._steps((1 << (self.exponent + self.mantissa)) - self.reserved - 1)
+        return self.steps((1 << (self.exponent + self.mantissa)) - self.reserved - 1)
 
     @property
     def values(self) -> tuple[int, ...]:
-        """The value of every code in steps, by code; the code of minus zero is 0."""
+        """The values of all codes in steps: magnitudes ascending, then their negatives; minus zero is 0."""
         return self.magnitudes + tuple(-steps for steps in self.magnitudes) if self.signed else self.magnitudes
 
-    def _steps(self, code: int) -> int:
+    def steps(self, code: int) -> int:
+        """Return the magnitude of a code without its sign bit, in steps, a reserved one taken as a number."""
         p, m = code >> self.mantissa, code & ((1 << self.mantissa) - 1)
         return m if p == 0 else ((1 << self.mantissa) + m) << (p - 1)
 

@@ -86,9 +86,9 @@ def decode(
 
 
 def _table(form: FloatFormat, device: torch.device) -> Tensor:
-    """Return the value of every code in steps, float32; NaN for what is reserved."""
-    half = [*map(float, form.magnitudes), *[float("nan")] * form.reserved]
-    return torch.tensor([*half, *(-steps for steps in half)] if form.signed else half, device=device) + 0.0
+    """Return the value of every code in steps, float32, the sign of minus zero included."""
+    half = [float(form.steps(code)) for code in range(1 << (form.exponent + form.mantissa))]
+    return torch.tensor([*half, *(-steps for steps in half)] if form.signed else half, device=device)
 
 
 def _power(p: Tensor) -> Tensor:

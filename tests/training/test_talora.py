@@ -141,6 +141,7 @@ def recomputed(run):
 
 @pytest.mark.parametrize("how", ["recomputed", "compiled"])
 def test_recomputed_and_compiled_copies_give_the_same_gradients(path, how):
+    torch._dynamo.reset()  # graphs of the same class that other tests compiled count against its limit
     model = adapted(path)
     other = copy.deepcopy(model)
     for block in other.blocks:
