@@ -7,10 +7,6 @@ output against its dense output, relative L2, at the noise levels of the same sa
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,8 +34,9 @@ from ..search.sensitivity import measure_weights
 from ..search.trajectory import Clip, Sampler, run_step
 from ..sparse import DENSE, SparseAttention, latent_grid
 from ..step import model_inputs
+from .answers import Answers
 from .sizes import Size
-from .work import Deadline, OutOfTimeError, evenly
+from .work import Deadline, evenly
 
 DENSITIES = (0.5, 0.3, 0.2, 0.1)
 # A uniform window comes in steps of tiles: one of this part of the density or more may stand for it.
@@ -76,9 +73,10 @@ class HeadStudy:
         stop: Deadline,
         say: Callable[[str], None],
     ) -> None:
-        self.size, self.model, self.text, self.cache, self.shared = size, model, text, cache, shared
-        self.held_out, self.stop, self.say = evenly(held_out, HELD_OUT), stop, say
+        self.size, self.model, self.text, self.stop = size, model, text, stop
+        self.held_out = evenly(held_out, HELD_OUT)
         self.contents = evenly(held_out, CONTENTS)
+        self.ask = Answers(cache, shared, stop, say).ask
         self.shape = tuple(self.held_out[0]["latent"].shape)
         self.grid = latent_grid(self.shape)
         self.tiling = choose_tiling(self.grid, size.slots, size.tile)
@@ -86,23 +84,6 @@ class HeadStudy:
         self.layers, self.heads = len(model.blocks), model.config.num_attention_heads
         self._dense: list[torch.Tensor] | None = None
         self._seen: list[float] | None = None
-
-    def ask(self, kind: str, settings: dict[str, Any], work: Callable[[], Any]) -> Any:
-        """Return the answer to a question, from the cache if it was asked before; raises OutOfTimeError."""
-        text = json.dumps([kind, settings, self.shared], sort_keys=True)
-        path = self.cache / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-        if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
-        if self.stop.requested:
-            raise OutOfTimeError
-        start = time.monotonic()
-        answer = work()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(answer), encoding="utf-8")
-        os.replace(partial, path)
-        self.say(f"{kind} {settings} ({time.monotonic() - start:.0f} s)")
-        return answer
 
     def output_error(self, attention: SparseAttention) -> float:
         """Return the relative L2 error of the model's output on the held-out clips, mean over the sampler's levels."""

@@ -10,10 +10,7 @@ model's from the same noise. A seed means other calibration clips and another fi
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +21,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...kernels.msfp.formats import BITS
-from ...kernels.whole_file import write_whole
 from ..config import RunConfig
 from ..evaluation.metrics import psnr
 from ..loop import fit
@@ -39,6 +35,7 @@ from ..quantize.work import quantize
 from ..sample import sample, to_frames
 from ..vae import decode, load_vae
 from ..validation import validate
+from .answers import Answers
 from .work import Deadline, OutOfTimeError, device_of, evenly
 
 PLAIN, MSFP, LORA, TALORA, DFA = ARMS = ("plain", "msfp", "lora", "talora", "dfa")
@@ -65,23 +62,10 @@ class MsfpStudy:
         stop: Deadline,
         say: Callable[[str], None],
     ) -> None:
-        self.config, self.base, self.train, self.cache, self.shared = config, base, train, cache, shared
+        self.config, self.base, self.train, self.cache = config, base, train, cache
         self.held_out, self.stop, self.say = evenly(held_out, HELD_OUT), stop, say
+        self.ask = Answers(cache, shared, stop, say).ask
         self.shape, self.text = tuple(train[0]["latent"].shape), train[0]["text"]
-
-    def ask(self, kind: str, settings: dict[str, Any], work: Callable[[], Any]) -> Any:
-        """Return the answer to a question, from the cache if it was asked before; raises OutOfTimeError."""
-        text = json.dumps([kind, settings, self.shared], sort_keys=True)
-        path = self.cache / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-        if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
-        if self.stop.requested:
-            raise OutOfTimeError
-        start = time.monotonic()
-        answer = work()
-        write_whole(path, json.dumps(answer).encode())
-        self.say(f"{kind} {settings} ({time.monotonic() - start:.0f} s)")
-        return answer
 
     def quantized(self, table: str, method: str, seed: int) -> Path:
         """Return the file of a quantization after training, made by the command that users call."""
