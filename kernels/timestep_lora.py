@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import Header, HeaderError, read_metadata, write_checkpoint
+from .own_file import check_version, named, opened
 
 if TYPE_CHECKING:
     import torch
@@ -104,19 +105,13 @@ class TimestepLora:
     """Fingerprint of the quantized model that it was trained on, '' for a full-precision one."""
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-        """Yield (layer, A, B). Raises HeaderError for values that are not finite, and for a damaged file."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.path, "pt") as file:
-                for layer in self.layers:
-                    first, second = (file.get_tensor(f"{layer}.talora_{part}") for part in "AB")
-                    if not (bool(first.isfinite().all()) and bool(second.isfinite().all())):
-                        raise HeaderError(f"{self.path.name}: the LoRA of {layer} is not finite; export it again.")
-                    yield layer, first, second
-        except (OSError, SafetensorError) as error:
-            reason = " ".join(str(error)[:200].split())
-            raise HeaderError(f"{self.path.name} cannot be read ({reason}); copy or export it again.") from None
+        """Yield (layer, A, B). Raises HeaderError for values that are not finite, or a file that cannot be read."""
+        with opened(self.path, "copy or export it again") as file:
+            for layer in self.layers:
+                first, second = (file.get_tensor(f"{layer}.talora_{part}") for part in "AB")
+                if not (bool(first.isfinite().all()) and bool(second.isfinite().all())):
+                    raise HeaderError(f"{self.path.name}: the LoRA of {layer} is not finite; export it again.")
+                yield layer, first, second
 
     def misfit(self, linears: Mapping[str, tuple[int, int]]) -> str | None:
         """Return why this is not for a model with these linear layers (in, out), None if it fits."""
@@ -149,16 +144,11 @@ def read_timestep_lora(path: str | Path) -> TimestepLora:
     try:
         return _checked(path, metadata, tensors)
     except HeaderError as error:
-        # Whatever a name in the file holds, this stays one sentence.
-        raise HeaderError(f"{path.name}: {' '.join(str(error)[:400].split()).rstrip('.')}.") from None
+        raise named(path, error) from None
 
 
 def _checked(path: Path, metadata: dict[str, str], tensors: dict[str, tuple[str, tuple[int, ...]]]) -> TimestepLora:
-    version = metadata.get(KEY + "version", "")
-    if not re.fullmatch(r"[1-9][0-9]{0,8}", version):
-        raise HeaderError(f"its header says version {version[:40]!r}; it is damaged, export the LoRA again")
-    if int(version) > VERSION:
-        raise HeaderError(f"its header is v{version}, this version reads up to v{VERSION}; update the node pack")
+    check_version(metadata, KEY + "version", VERSION, "its header", "export the LoRA again")
     table = RouteTable.from_json(metadata.get(KEY + "table", ""))
     try:
         scale = _number(json.loads(metadata.get(KEY + "scale", "")))

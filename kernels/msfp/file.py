@@ -16,13 +16,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import Header, HeaderError, read_metadata, write_streamed
+from ..own_file import check_version, named, opened
 from .formats import FloatFormat, FormatError
 from .inputs import InputQuantizer
 from .packing import packed_width
@@ -104,16 +104,8 @@ class MsfpFile:
             raise HeaderError(f"{self.path.name}: the scales of {name} are not finite; quantize the model again.")
         return found[0], found[1] if len(found) > 1 else None
 
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[Any]:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.path, "pt") as file:
-                yield file
-        except (OSError, SafetensorError) as error:
-            reason = " ".join(str(error)[:200].split())
-            raise HeaderError(f"{self.path.name} cannot be read ({reason}); copy or make it again.") from None
+    def _open(self) -> contextlib.AbstractContextManager[Any]:
+        return opened(self.path, "copy or make it again")
 
 
 def is_msfp(metadata: Mapping[str, str]) -> bool:
@@ -136,16 +128,11 @@ def read_msfp(path: str | Path) -> MsfpFile:
     try:
         return _checked(path, metadata, tensors)
     except (HeaderError, FormatError) as error:
-        # Whatever a name in the file holds, this stays one sentence.
-        raise HeaderError(f"{path.name}: {' '.join(str(error)[:400].split()).rstrip('.')}.") from None
+        raise named(path, error) from None
 
 
 def _checked(path: Path, metadata: dict[str, str], tensors: dict[str, tuple[str, tuple[int, ...]]]) -> MsfpFile:
-    version = metadata.get(KEY + "version", "")
-    if not re.fullmatch(r"[1-9][0-9]{0,8}", version):
-        raise HeaderError(f"its MSFP header says version {version[:40]!r}; it is damaged, quantize the model again")
-    if int(version) > VERSION:
-        raise HeaderError(f"its MSFP header is v{version}, this version reads up to v{VERSION}; update the node pack")
+    check_version(metadata, KEY + "version", VERSION, "its MSFP header", "quantize the model again")
     strange = next((name for name in tensors if not name.startswith(PREFIX)), None)
     if strange is not None:
         raise HeaderError(f"has the tensor {strange}, but all of an MSFP file's start with {PREFIX}; it is damaged")

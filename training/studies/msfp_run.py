@@ -40,7 +40,7 @@ def run_msfp_study(size: Size, budget: float | None, base: Path | None, cache: P
     facts = {
         **shared, "held_out": len(study.held_out), "steps": STEPS, "rate": RATE, "rank": RANK, "hub": HUB,
         "seeds": len(SEEDS), "batch": config.optim.samples, "shift": config.flow.shift, "torch": torch.__version__,
-        "machine": machine(), "commit": commit(),
+        "machine": machine(), "collected_at_commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }  # fmt: skip
     with stop.on_signals():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
 
 import torch
 
@@ -11,12 +10,12 @@ from ...kernels.checkpoint import HeaderError
 from ...kernels.msfp import ops
 from ...kernels.msfp.file import MsfpFile, read_msfp
 from ...kernels.msfp.weights import TENSOR
-from ..files import file_sha256
-from ..names import ModelError, WanShape, original_names, shape_of
+from ..names import ModelError, WanShape, shape_of
 from .files import Files
+from .read import Weights
 
 
-class PackedWeights:
+class PackedWeights(Weights):
     """The same as ``Weights`` for an MSFP file; ``msfp`` is what its header says."""
 
     naming, scaled = "msfp", False
@@ -30,17 +29,6 @@ class PackedWeights:
         except HeaderError as error:
             raise ModelError(str(error)) from None
         self.shape: WanShape = shape_of(self.msfp.shapes(), str(files.path))
-
-    @cached_property
-    def original(self) -> dict[str, str]:
-        """Return {diffusers' name: original name}, in the order of the published files."""
-        back = {original: name for name, original in original_names(self.shape).items()}
-        return {back[name]: name for name in self.shape.tensors()}
-
-    @property
-    def names(self) -> list[str]:
-        """Diffusers' names of all tensors, which are those of the model's parameters."""
-        return list(self.original)
 
     @property
     def dtypes(self) -> dict[str, int]:
@@ -68,8 +56,3 @@ class PackedWeights:
             zero = None if weight.zero is None else weight.zero[part]
             weight = replace(weight, codes=weight.codes[rows], scale=weight.scale[part], zero=zero)
         return ops.dequantize(weight, dtype or torch.float32)
-
-    @cached_property
-    def sha256(self) -> str:
-        """Return the file's SHA-256."""
-        return file_sha256(self.files[0])

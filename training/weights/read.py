@@ -18,7 +18,6 @@ from ...kernels.msfp.file import MsfpFile, is_msfp
 from ..files import file_sha256
 from ..names import PREFIX, ModelError, WanShape, block_count, original_names, shape_of
 from .files import Files, Stored, find_files
-from .packed import PackedWeights
 from .scaled import split_scales
 
 _log = logging.getLogger(__name__)
@@ -106,7 +105,7 @@ class Weights:
         return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def open_weights(path: str | Path) -> Weights | PackedWeights:
+def open_weights(path: str | Path) -> Weights:
     """Return the opened weights of a file or folder: ComfyUI's, original or diffusers' names, one file or shards, or
     an MSFP file.
 
@@ -114,6 +113,8 @@ def open_weights(path: str | Path) -> Weights | PackedWeights:
     """
     files = find_files(path)
     if is_msfp(files.metadata):
+        from .packed import PackedWeights  # which is one of these
+
         return PackedWeights(files)
     weights = Weights(files)
     if weights.scaled:
